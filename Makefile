@@ -1,0 +1,56 @@
+# Two commands: `make bench BASELINE=kd` and `make test`. Each makes .venv and installs what is missing, once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+LINT_INSTALLED := $(VENV)/.lint-installed
+
+BASELINE ?= kd
+DATASET ?= digits
+ENHANCER ?= tmkd
+
+# A variable that is set becomes an option of `tmkd bench`; `tmkd bench --help` says what each one takes.
+option = $(if $($(1)),--$(2) '$($(1))')
+BENCH_OPTIONS = --baseline '$(BASELINE)' --dataset '$(DATASET)' --enhancer '$(ENHANCER)' \
+	$(call option,TEACHER,teacher) $(call option,TEACHER_VIEWS,teacher-views) \
+	$(call option,TEACHER_CHECKPOINT,teacher-checkpoint) $(call option,STUDENT,student) \
+	$(call option,SEEDS,seeds) $(call option,TEXT,text) $(call option,PRESET,preset) $(call option,OUT,out) \
+	$(if $(filter-out 0,$(CONTROLS)),--controls) $(ARGS)
+
+.PHONY: help bench test lint format install clean
+
+help:
+	@echo 'make bench BASELINE=kd    compare the baseline with the baseline + TMKD (variables: README.md)'
+	@echo 'make test                 run the tests'
+	@echo 'make lint                 ruff and mypy'
+	@echo 'make format               let ruff format the code'
+
+bench: $(INSTALLED)
+	@$(BIN)/tmkd bench $(BENCH_OPTIONS)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(LINT_INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(LINT_INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+install: $(INSTALLED)
+
+$(INSTALLED): setup.cfg pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo 'Installing into $(VENV) (once; with the CUDA build of torch this is about 6 GB and takes minutes) ...'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+$(LINT_INSTALLED): $(INSTALLED)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[lint]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""TMKD inside the frameworks that people already use, one a file."""

@@ -1,0 +1,528 @@
+"""Views against OpenCV plane by plane, and against the equations written as loops in float64."""
+
+import functools
+import math
+import os
+import subprocess
+import sys
+import warnings
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from tmkd_plugin import canny as canny_module
+from tmkd_plugin import views as views_module
+from tmkd_plugin.errors import InputError
+from tmkd_plugin.settings import settings_table
+from tmkd_plugin.views import (
+    VIEW_NAMES,
+    ViewSettings,
+    canny,
+    canny_torch,
+    check_images,
+    edge_view,
+    from_pixels,
+    gaussian_blur,
+    gaussian_kernel,
+    high_frequency_view,
+    make_views,
+    to_pixels,
+)
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CANNY_IMPLEMENTATIONS = pytest.mark.parametrize("implementation", [canny, canny_torch], ids=["cv2", "torch"])
+NORMS = pytest.mark.parametrize("l2_gradient", [False, True], ids=["L1", "L2"])
+
+
+def canny_plane_by_plane(images, low=100, high=200, l2_gradient=False):
+    planes = images.contiguous().numpy().reshape(-1, *images.shape[-2:])
+    edges = [cv2.Canny(plane, low, high, L2gradient=l2_gradient) for plane in planes]
+    return torch.from_numpy(np.stack(edges).reshape(images.shape)) > 0
+
+
+def random_pixels(*shape, seed=0, top=256):
+    return torch.randint(0, top, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def photographs(size):
+    """Crops of scikit-learn's two photographs, most of them shrunk, uint8 (8,3,size,size)."""
+    rng = np.random.default_rng(size)
+    crops = []
+    for index in range(8):
+        photograph = load_photographs()[index % 2]
+        side = int(size * rng.uniform(1, 420 / size))
+        top, left = rng.integers(0, photograph.shape[0] - side), rng.integers(0, photograph.shape[1] - side)
+        crop = photograph[top : top + side, left : left + side]
+        crops.append(cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA).transpose(2, 0, 1))
+    return torch.from_numpy(np.ascontiguousarray(np.stack(crops)))
+
+
+@functools.cache
+def load_photographs():
+    from sklearn.datasets import load_sample_images
+
+    return load_sample_images().images
+
+
+def synthetic_images(size=40):
+    """Images that stress ties and diagonals: ramps, noise of one grey level, discs, stripes, a lone pixel, checkers."""
+    y, x = np.mgrid[:size, :size].astype(np.float64)
+    rng = np.random.default_rng(0)
+    disc = np.hypot(x - size / 2, y - size / 3) < size / 4
+    planes = [
+        x * 255 / size,
+        (x + y) * 255 / (2 * size),
+        np.abs(x - y) * 255 / size,
+        100 + rng.integers(0, 2, (size, size)),
+        100 + 30 * disc,
+        40 + 200 * disc,
+        128 + 120 * np.sin(x / 2) * np.cos(y / 3),
+        255 * ((x.astype(int) // 4) % 2),
+        255 * ((x.astype(int) + y.astype(int)) % 2),
+        255 * (x.astype(int) // 2 + y.astype(int) // 2 > size // 2),
+        np.where((x == 7) & (y == 9), 255, 0),
+        cv2.GaussianBlur(rng.uniform(0, 255, (size, size)), (7, 7), 2) * 3 - 255,
+    ]
+    return torch.from_numpy(np.stack(planes).clip(0, 255).astype(np.uint8)).view(-1, 3, size, size)
+
+
+def read_jpegs(archive, count):
+    """Decodes the first images of a pack of JPEG files, uint8 (count,3,H,W)."""
+    with np.load(archive, allow_pickle=False) as pack:
+        blob, offsets = pack["blob"], pack["offsets"]
+    spans = zip(offsets[:count], offsets[1 : count + 1], strict=True)
+    images = np.stack([cv2.imdecode(blob[start:end], cv2.IMREAD_COLOR) for start, end in spans])
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+
+
+@pytest.fixture
+def without_cv2(monkeypatch):
+    """A process in which `import cv2` fails."""
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    canny_module.import_cv2.cache_clear()
+    yield
+    canny_module.import_cv2.cache_clear()
+
+
+class TestCanny:
+    @CANNY_IMPLEMENTATIONS
+    @NORMS
+    @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 2), (3, 3), (3, 40), (32, 32), (33, 57), (64, 64)])
+    def test_equals_cv2_on_random_images_of_any_size(self, implementation, l2_gradient, size):
+        images = torch.cat([random_pixels(4, 3, *size), random_pixels(4, 3, *size, seed=1, top=60)])
+        expected = canny_plane_by_plane(images, 60, 150, l2_gradient)
+        found = implementation(images, 60, 150, l2_gradient)
+        assert found.dtype == torch.bool
+        assert torch.equal(found, expected)
+        assert expected.any() or 1 in size
+
+    @CANNY_IMPLEMENTATIONS
+    @NORMS
+    @pytest.mark.parametrize("size", [32, 64, 224])
+    def test_equals_cv2_on_photographs(self, implementation, l2_gradient, size):
+        images = photographs(size)
+        expected = canny_plane_by_plane(images, l2_gradient=l2_gradient)
+        assert 0.01 < expected.float().mean() < 0.5
+        assert torch.equal(implementation(images, l2_gradient=l2_gradient), expected)
+
+    @CANNY_IMPLEMENTATIONS
+    @NORMS
+    @pytest.mark.parametrize("thresholds", [(100, 200), (1, 4), (10, 30), (0, 0), (3, 900)])
+    def test_equals_cv2_on_ramps_ties_and_diagonals(self, implementation, l2_gradient, thresholds):
+        images = synthetic_images()
+        found = implementation(images, *thresholds, l2_gradient)
+        assert torch.equal(found, canny_plane_by_plane(images, *thresholds, l2_gradient))
+
+    @CANNY_IMPLEMENTATIONS
+    def test_equals_cv2_on_handwritten_digits(self, implementation):
+        from sklearn.datasets import load_digits
+
+        digits = torch.from_numpy((load_digits().images * 255 / 16).astype(np.uint8))[:1500].view(-1, 3, 8, 8)
+        assert torch.equal(implementation(digits), canny_plane_by_plane(digits))
+
+    @CANNY_IMPLEMENTATIONS
+    @settings(max_examples=60, deadline=None)
+    @given(data=st.data())
+    def test_equals_cv2_for_any_image_and_thresholds(self, implementation, data):
+        shape = data.draw(st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 20), st.integers(1, 20)))
+        spread = data.draw(st.sampled_from([2, 16, 256]))
+        images = torch.from_numpy(data.draw(hnp.arrays(np.uint8, shape, elements=st.integers(0, spread - 1))))
+        threshold = st.one_of(st.integers(-50, 2200), st.floats(-50, 2200), st.floats(-50, 60), st.floats(-3e4, 1e8))
+        low, high, l2_gradient = data.draw(threshold), data.draw(threshold), data.draw(st.booleans())
+        expected = canny_plane_by_plane(images, low, high, l2_gradient)
+        assert torch.equal(implementation(images, low, high, l2_gradient), expected)
+
+    @CANNY_IMPLEMENTATIONS
+    @NORMS
+    @pytest.mark.parametrize(
+        "thresholds", [(200, 100), (99.9, 150.2), (-20, 90), (-90, -20), (40000, 90000), (100, 4e4)]
+    )
+    def test_thresholds_are_swapped_floored_and_clamped_as_in_cv2(self, implementation, l2_gradient, thresholds):
+        images = photographs(32)
+        found = implementation(images, *thresholds, l2_gradient)
+        assert torch.equal(found, canny_plane_by_plane(images, *thresholds, l2_gradient))
+
+    @CANNY_IMPLEMENTATIONS
+    @NORMS
+    def test_thresholds_too_large_for_an_integer_find_nothing(self, implementation, l2_gradient):
+        # cv2 alone overflows here and, with L1, takes every local maximum for an edge.
+        assert not implementation(photographs(32), 1e10, 1e11, l2_gradient).any()
+
+    @CANNY_IMPLEMENTATIONS
+    def test_long_weak_edges_are_followed_to_their_end(self, implementation):
+        image = np.zeros((120, 120), np.uint8)
+        points = [(x, 20 + 80 * (x // 8 % 2)) for x in range(4, 116, 4)]
+        cv2.polylines(image, [np.array(points)], isClosed=False, color=30, thickness=2)
+        image[18:22, 2:6] = 255
+        images = torch.from_numpy(image).view(1, 1, 120, 120)
+        expected = canny_plane_by_plane(images, 50, 600)
+        assert expected[..., 100:].any(), "the line should reach the far side"
+        assert torch.equal(implementation(images, 50, 600), expected)
+
+    @CANNY_IMPLEMENTATIONS
+    def test_edges_do_not_cross_from_one_plane_to_the_next(self, implementation):
+        # A step along a column is strong in the first plane and weak in the second, just below it in memory.
+        images = torch.zeros(1, 2, 6, 6, dtype=torch.uint8)
+        images[0, 0, :, 3:] = 255
+        images[0, 1, :, 3:] = 30
+        found = implementation(images, 100, 200)
+        assert found[0, 0].any()
+        assert not found[0, 1].any()
+
+    @CANNY_IMPLEMENTATIONS
+    def test_many_planes_in_several_calls_and_any_memory_layout(self, implementation, monkeypatch):
+        monkeypatch.setattr(canny_module, "_PIXELS_PER_CALL", 3000)
+        images = random_pixels(7, 3, 30, 41, top=120)
+        expected = canny_plane_by_plane(images)
+        assert torch.equal(implementation(images), expected)
+        assert torch.equal(implementation(images.contiguous(memory_format=torch.channels_last)), expected)
+        assert torch.equal(implementation(images.transpose(2, 3)), canny_plane_by_plane(images.transpose(2, 3)))
+
+    @CANNY_IMPLEMENTATIONS
+    def test_constant_images_have_no_edges_and_empty_batches_stay_empty(self, implementation):
+        assert not implementation(torch.full((2, 3, 16, 16), 77, dtype=torch.uint8), 0, 0).any()
+        assert implementation(torch.empty(0, 3, 16, 16, dtype=torch.uint8)).shape == (0, 3, 16, 16)
+
+    @CANNY_IMPLEMENTATIONS
+    def test_leaves_its_input_alone(self, implementation):
+        images = photographs(32)
+        before = images.clone()
+        implementation(images)
+        assert torch.equal(images, before)
+
+    @CANNY_IMPLEMENTATIONS
+    def test_unusable_input_is_refused(self, implementation):
+        with pytest.raises(InputError, match=r"uint8 of shape \(B, C, H, W\); got torch.float32"):
+            implementation(torch.zeros(1, 3, 4, 4))
+        with pytest.raises(InputError, match=r"got torch.uint8 of shape \(3, 4, 4\)"):
+            implementation(torch.zeros(3, 4, 4, dtype=torch.uint8))
+        with pytest.raises(InputError, match="finite numbers; got low=nan"):
+            implementation(random_pixels(1, 3, 4, 4), math.nan, 200)
+
+    def test_without_cv2_torch_takes_over_and_says_so_once(self, without_cv2):
+        images = photographs(32)
+        expected = canny_plane_by_plane(images)
+        with pytest.warns(RuntimeWarning, match="OpenCV can't be imported"):
+            assert torch.equal(canny(images), expected)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert torch.equal(canny(images), expected)
+            assert (high_frequency_view(images) - images).abs().max() > 1
+
+    @pytest.mark.skipif("TMKD_SHARED" not in os.environ, reason="TMKD_SHARED names no folder with real images")
+    @CANNY_IMPLEMENTATIONS
+    @NORMS
+    def test_equals_cv2_on_shared_real_images(self, implementation, l2_gradient):
+        archive = Path(os.environ["TMKD_SHARED"], "data", "cifar10_jpeg_full.npz")
+        if not archive.exists():
+            pytest.skip(f"{archive} is not there")
+        images = read_jpegs(archive, 500)
+        expected = canny_plane_by_plane(images, l2_gradient=l2_gradient)
+        assert torch.equal(implementation(images, l2_gradient=l2_gradient), expected)
+
+
+def edge_view_by_loops(images, alpha, low, high):
+    """Eq 1, pixel by pixel in float64."""
+    edges = canny_plane_by_plane(images, low, high)
+    view = np.zeros(images.shape)
+    for index in np.ndindex(*images.shape):
+        value = float(images[index]) + alpha * (255.0 if edges[index] else 0.0)
+        view[index] = min(max(value, 0.0), 255.0)
+    return view
+
+
+def reflect_101(index, length):
+    """Walks back and forth between both ends, without repeating them."""
+    position, step = 0, 1
+    for _ in range(abs(index)):
+        if length == 1:
+            break
+        if not 0 <= position + step < length:
+            step = -step
+        position += step
+    return position
+
+
+def high_frequency_view_by_loops(images, weight, size, sigma):
+    """Eq 2, pixel by pixel in float64, with a two-dimensional Gaussian."""
+    radius = size // 2
+    height, width = images.shape[-2:]
+    offsets = [(down, right) for down in range(-radius, radius + 1) for right in range(-radius, radius + 1)]
+    weights = [math.exp(-(down**2 + right**2) / (2 * sigma**2)) for down, right in offsets]
+    view = np.zeros(images.shape)
+    for b, c, y, x in np.ndindex(*images.shape):
+        blurred = 0.0
+        for (down, right), tap in zip(offsets, weights, strict=True):
+            row, column = reflect_101(y + down, height), reflect_101(x + right, width)
+            blurred += tap / sum(weights) * float(images[b, c, row, column])
+        pixel = float(images[b, c, y, x])
+        view[b, c, y, x] = min(max(pixel + weight * (pixel - blurred), 0.0), 255.0)
+    return view
+
+
+class TestEdgeView:
+    @pytest.mark.parametrize("alpha", [0.0, 0.3, 2.0])
+    def test_equals_equation_1(self, alpha):
+        images = photographs(32)[:2]
+        view = edge_view(images, alpha, low=80, high=160)
+        assert view.dtype == torch.float32
+        np.testing.assert_allclose(view.numpy(), edge_view_by_loops(images, alpha, 80, 160), atol=1e-4)
+
+    def test_alpha_0_gives_the_image_back(self):
+        images = photographs(32)
+        assert torch.equal(edge_view(images, alpha=0), images.float())
+
+    def test_l2_gradient_reaches_canny(self):
+        images = photographs(32)
+        marked = edge_view(images, alpha=1, l2_gradient=True) != images
+        expected = canny(images, l2_gradient=True)
+        assert torch.equal(marked, expected & (images < 255))
+        assert not torch.equal(expected, canny(images))
+
+    @pytest.mark.parametrize("alpha", [-0.1, math.inf, math.nan])
+    def test_unusable_alpha_is_refused(self, alpha):
+        with pytest.raises(InputError, match="alpha must be a finite number, 0 or more"):
+            edge_view(random_pixels(1, 3, 4, 4), alpha=alpha)
+
+
+class TestHighFrequencyView:
+    @pytest.mark.parametrize(("weight", "size", "sigma"), [(1.0, 3, 0.8), (0.4, 5, 1.0), (3.0, 7, 2.5), (1.0, 1, 0.6)])
+    @pytest.mark.parametrize("shape", [(1, 2, 12, 17), (1, 1, 1, 1), (1, 1, 2, 5), (1, 1, 5, 1)])
+    def test_equals_equation_2(self, weight, size, sigma, shape):
+        images = random_pixels(*shape)
+        view = high_frequency_view(images, weight, size, sigma)
+        assert view.dtype == torch.float32
+        np.testing.assert_allclose(view.numpy(), high_frequency_view_by_loops(images, weight, size, sigma), atol=1e-3)
+
+    @pytest.mark.parametrize("shape", [(1, 3, 1, 1), (2, 3, 2, 3), (2, 3, 9, 4), (2, 3, 40, 31)])
+    @pytest.mark.parametrize(("size", "sigma"), [(1, 1.0), (3, 0.8), (5, 1.0), (9, 2.0), (31, 4.0)])
+    def test_blur_equals_cv2_plane_by_plane_with_and_without_cv2(self, shape, size, sigma, request, monkeypatch):
+        monkeypatch.setattr(views_module, "_PIXELS_PER_CALL", 4000)
+        images = random_pixels(*shape)
+        planes = images.numpy().astype(np.float32).reshape(-1, *shape[-2:])
+        expected = np.stack([cv2.GaussianBlur(plane, (size, size), sigma) for plane in planes]).reshape(shape)
+        np.testing.assert_allclose(gaussian_blur(images, size, sigma).numpy(), expected, atol=1e-3)
+        request.getfixturevalue("without_cv2")
+        with pytest.warns(RuntimeWarning, match="OpenCV"):
+            by_torch = gaussian_blur(images, size, sigma)
+        np.testing.assert_allclose(by_torch.numpy(), expected, atol=1e-3)
+
+    @pytest.mark.parametrize(("size", "sigma"), [(1, 0.5), (3, 0.8), (5, 1.0), (9, 3.3)])
+    def test_kernel_is_that_of_cv2(self, size, sigma):
+        np.testing.assert_allclose(gaussian_kernel(size, sigma), cv2.getGaussianKernel(size, sigma)[:, 0], rtol=1e-12)
+
+    @pytest.mark.parametrize(
+        ("side", "size", "sigma"), [((32, 32), 3, 0.8), ((64, 90), 3, 0.8), ((65, 65), 5, 1.0), ((224, 224), 5, 1.0)]
+    )
+    def test_default_kernel_grows_with_the_resolution(self, side, size, sigma):
+        images = random_pixels(1, 3, *side)
+        assert torch.equal(high_frequency_view(images), high_frequency_view(images, 1.0, size, sigma))
+        assert not torch.equal(high_frequency_view(images), high_frequency_view(images, 1.0, 8 - size, sigma))
+
+    def test_default_sigma_follows_a_given_kernel(self):
+        images = random_pixels(1, 3, 32, 32)
+        assert torch.equal(gaussian_blur(images, kernel_size=5), gaussian_blur(images, 5, 1.0))
+        assert torch.equal(gaussian_blur(images, sigma=2.0), gaussian_blur(images, 3, 2.0))
+
+    @pytest.mark.parametrize("grey", [0, 77, 255])
+    def test_constant_image_has_no_residual(self, grey):
+        images = torch.full((2, 3, 70, 70), grey, dtype=torch.uint8)
+        assert (high_frequency_view(images, weight=1.0) - grey).abs().max() < 1e-4
+
+    def test_weight_0_gives_the_image_back(self):
+        images = photographs(32)
+        assert torch.equal(high_frequency_view(images, weight=0), images.float())
+
+    def test_unusable_numbers_are_refused(self):
+        images = random_pixels(1, 3, 4, 4)
+        with pytest.raises(InputError, match="weight must be a finite number"):
+            high_frequency_view(images, weight=math.nan)
+        with pytest.raises(InputError, match="odd whole number, such as 3 or 5; got 4"):
+            high_frequency_view(images, kernel_size=4)
+        with pytest.raises(InputError, match="sigma must be a finite number above 0"):
+            high_frequency_view(images, sigma=0.0)
+        with pytest.raises(InputError, match="uint8 of shape"):
+            high_frequency_view(images.float())
+
+
+class TestMakeViews:
+    def test_views_come_in_the_given_order(self):
+        images = photographs(32)
+        expected = {"rgb": images.float(), "edge": edge_view(images), "high_frequency": high_frequency_view(images)}
+        for names in (VIEW_NAMES, ("high_frequency", "rgb"), ("edge",), ()):
+            found = make_views(images, names)
+            assert len(found) == len(names)
+            for name, view in zip(names, found, strict=True):
+                assert torch.equal(view, expected[name])
+
+    def test_every_setting_reaches_its_view(self):
+        images = photographs(32)
+        values = {
+            "edge_alpha": 0.5,
+            "canny_low": 190.0,
+            "canny_high": 700.0,
+            "canny_l2_gradient": True,
+            "high_frequency_weight": 2.0,
+            "blur_kernel_size": 5,
+            "blur_sigma": 1.7,
+        }
+        assert set(values) == set(settings_table(ViewSettings))
+        default = make_views(images)
+        for name, value in values.items():
+            changed = make_views(images, settings=ViewSettings(**{name: value}))
+            differs = [not torch.equal(a, b) for a, b in zip(default, changed, strict=True)]
+            is_edge = name.startswith(("edge", "canny"))
+            assert differs == [False, is_edge, not is_edge], name
+
+    @settings(max_examples=25, deadline=None)
+    @given(
+        images=hnp.arrays(np.uint8, st.tuples(st.integers(1, 2), st.just(3), st.integers(1, 12), st.integers(1, 12))),
+        alpha=st.floats(0, 50),
+        weight=st.floats(0, 50),
+    )
+    def test_views_stay_within_0_and_255(self, images, alpha, weight):
+        chosen = ViewSettings(edge_alpha=alpha, high_frequency_weight=weight, canny_low=10, canny_high=20)
+        for view in make_views(torch.from_numpy(images), settings=chosen):
+            assert view.dtype == torch.float32
+            assert view.shape == images.shape
+            assert 0 <= view.min()
+            assert view.max() <= 255
+
+    def test_unknown_view_is_refused_with_the_nearest_name(self):
+        with pytest.raises(InputError, match="Unknown view 'edges'. Did you mean 'edge'?"):
+            make_views(random_pixels(1, 3, 4, 4), ["rgb", "edges"])
+
+    def test_settings_have_a_source_and_a_meaning_and_the_defaults_of_the_functions(self):
+        table = settings_table(ViewSettings)
+        assert all(setting.source == "ours" and setting.meaning for setting in table.values())
+        images = photographs(32)
+        for default, name in ((edge_view(images), "edge"), (high_frequency_view(images), "high_frequency")):
+            assert torch.equal(make_views(images, [name])[0], default)
+
+    def test_settings_are_frozen_and_checked(self):
+        with pytest.raises(FrozenInstanceError):
+            ViewSettings().edge_alpha = 1.0
+        with pytest.raises(InputError, match="alpha"):
+            ViewSettings(edge_alpha=-1)
+        with pytest.raises(InputError, match="thresholds"):
+            ViewSettings(canny_high=math.inf)
+        with pytest.raises(InputError, match="kernel size"):
+            ViewSettings(blur_kernel_size=2)
+
+    def test_importing_the_views_does_not_import_cv2(self):
+        code = "import sys, tmkd_plugin.views; sys.exit('cv2' in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+class TestPixels:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+    @pytest.mark.parametrize(("mean", "std"), [(None, None), (IMAGENET_MEAN, IMAGENET_STD), (None, (0.5, 0.5, 0.5))])
+    def test_round_trip(self, dtype, mean, std):
+        pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).repeat(2, 3, 1, 1)
+        images = from_pixels(pixels, mean, std, dtype)
+        assert images.dtype == dtype
+        found = to_pixels(images, mean, std)
+        assert found.dtype == torch.uint8
+        tolerance = 1 if dtype == torch.bfloat16 else 0  # 8 significant bits
+        assert (found.int() - pixels.int()).abs().max() <= tolerance
+        check_images(images, mean, std)
+
+    def test_equals_the_formula_per_channel(self):
+        images = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+        found = to_pixels(images, IMAGENET_MEAN, IMAGENET_STD)
+        for index in np.ndindex(*images.shape):
+            unit = float(images[index]) * IMAGENET_STD[index[1]] + IMAGENET_MEAN[index[1]]
+            assert abs(int(found[index]) - min(max(255 * unit, 0), 255)) <= 0.5 + 1e-3
+        views = from_pixels(found.float() + 0.25, IMAGENET_MEAN, IMAGENET_STD)
+        for index in np.ndindex(*images.shape):
+            expected = ((int(found[index]) + 0.25) / 255 - IMAGENET_MEAN[index[1]]) / IMAGENET_STD[index[1]]
+            assert float(views[index]) == pytest.approx(expected, abs=1e-5)
+
+    def test_values_beyond_the_range_are_clamped(self):
+        images = torch.tensor([-0.5, 0.0, 0.5, 1.5]).view(1, 1, 2, 2).expand(1, 3, 2, 2)
+        assert to_pixels(images)[0, 2].flatten().tolist() == [0, 0, 128, 255]
+
+    @pytest.mark.parametrize("call", [to_pixels, check_images, from_pixels])
+    def test_unusable_mean_and_std_are_refused(self, call):
+        images = torch.zeros(1, 3, 2, 2)
+        with pytest.raises(InputError, match=r"mean must be 3 finite numbers.*got \(0.5,\)"):
+            call(images, (0.5,), None)
+        with pytest.raises(InputError, match="std must be 3 numbers above 0"):
+            call(images, None, (0.2, 0.0, 0.2))
+
+
+class TestCheckImages:
+    def test_usable_images_pass(self):
+        unit = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+        check_images(unit)
+        check_images(unit * 1.02 - 0.01)
+        check_images((unit - 0.5) / 0.25, (0.5,) * 3, (0.25,) * 3)
+        check_images(unit[:0])
+        check_images(unit.requires_grad_())
+
+    @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 1, 8, 8), (2, 3, 8), (2, 4, 8, 8)])
+    def test_wrong_shapes(self, shape):
+        with pytest.raises(InputError, match=r"shape \(B, 3, H, W\); got shape"):
+            check_images(torch.zeros(shape))
+
+    def test_channels_last_images_are_recognised(self):
+        with pytest.raises(InputError, match=r"permute\(0, 3, 1, 2\)"):
+            check_images(torch.zeros(2, 8, 8, 3))
+
+    def test_integer_images(self):
+        with pytest.raises(InputError, match="torch.uint8.*divide them by 255"):
+            check_images(random_pixels(2, 3, 8, 8))
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+    def test_non_finite_images(self, value):
+        images = torch.zeros(4, 3, 8, 8)
+        images[2, 1, 3, 3] = value
+        with pytest.raises(InputError, match="NaN or infinity; the first image with it is number 2"):
+            check_images(images)
+
+    def test_normalised_images_without_mean_and_std(self):
+        images = torch.full((1, 3, 2, 2), -2.0)
+        images[0, 1] = 2.5
+        with pytest.raises(InputError, match=r"from -2.000 to 2.500, but .* between 0.000 and 1.000. Pass mean=, std="):
+            check_images(images)
+
+    def test_unit_images_with_mean_and_std_of_another_normalisation(self):
+        with pytest.raises(
+            InputError, match=r"from 0.000 to 255.000, but .* between -2.118 and 2.640.*divide them by 255"
+        ):
+            check_images(torch.tensor([0.0, 255.0]).expand(1, 3, 2, 2), IMAGENET_MEAN, IMAGENET_STD)
+
+    def test_the_range_is_that_of_each_channel(self):
+        images = torch.zeros(1, 3, 2, 2)
+        images[0, 2] = 1.5
+        check_images(images, None, (0.5, 0.5, 0.6))
+        images[0, 0], images[0, 2] = 1.5, 0.0
+        with pytest.raises(InputError, match="between 0.000 and 2.000"):
+            check_images(images, None, (0.9, 0.5, 0.6))

@@ -1,0 +1,1 @@
+"""Comparisons of a baseline with its enhanced self."""

@@ -1,0 +1,137 @@
+"""The command ``tmkd bench``: checks the inputs, runs the comparison, shows what it found."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tmkd_plugin.bench.comparison import Comparison, Seconds
+from tmkd_plugin.bench.configuration import Configuration, configure
+from tmkd_plugin.bench.output import OutputFolder, default_folder
+from tmkd_plugin.bench.preparation import Preparation, describe_dataset, prepare
+from tmkd_plugin.bench.results import any_failed
+from tmkd_plugin.bench.table import print_outcome
+from tmkd_plugin.text_cache import default_cache_dir
+from tmkd_plugin.training.progress import training_progress
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+LOG_WIDTH = 110
+DONE, FAILED = 0, 3
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What the command line says.
+
+    Attributes:
+        flags: Configuration values from options.
+        assignments: Configuration values from ``--set``.
+        preset: Name or file of a preset; ``None`` for the data set's.
+        out: Folder of the results; ``None`` for one below ``runs``.
+        overwrite: Whether results that stand there may be replaced.
+        threads: Number of CPU threads; ``None`` for torch's choice.
+        quiet: Whether to print the outcome only.
+    """
+
+    flags: Mapping[str, Any]
+    assignments: Mapping[str, Any]
+    preset: str | None = None
+    out: Path | None = None
+    overwrite: bool = False
+    threads: int | None = None
+    quiet: bool = False
+
+
+def bench(options: BenchOptions) -> int:
+    """Runs ``tmkd bench`` and returns its exit code: 0, or 3 if a run failed.
+
+    Raises:
+        InputError: Something that was given can't be used; nothing has been trained.
+        RunError: The small CLIP or a teacher could not be trained.
+    """
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    console = _console()
+    say = _silent if options.quiet else _printer(console)
+    started, start = _now(), time.perf_counter()
+    configuration = configure(options.flags, options.assignments, options.preset)
+    cache_dir = default_cache_dir()
+    preparation = prepare(configuration, cache_dir)
+    experiment = configuration.resolved.experiment
+    out = options.out or default_folder(experiment.dataset, configuration.baselines, configuration.enhancer)
+    identity = {"config": configuration.resolved.described, "dataset": describe_dataset(preparation.dataset)}
+    output = OutputFolder(out, identity, overwrite=options.overwrite)
+    if output.finished is not None:
+        say(f"{out} holds the results of this very comparison; --overwrite runs it again.")
+        results, timing = output.finished
+    else:
+        for line in _plan_lines(configuration, preparation, out):
+            say(line)
+        progress = training_progress("silent" if options.quiet else "auto")
+        comparison = Comparison(preparation, output, cache_dir, progress, say)
+        results = comparison.run()
+        timing = _timing(comparison.seconds, started, time.perf_counter() - start)
+        output.write(results, timing)
+    print_outcome(console, results, timing)
+    say(f"Results: {out / 'results.json'}; {timing.get('seconds', 0):.0f} seconds in all.")
+    return FAILED if any_failed(results) else DONE
+
+
+def _plan_lines(configuration: Configuration, preparation: Preparation, out: Path) -> list[str]:
+    experiment, dataset = configuration.resolved.experiment, preparation.dataset
+    sizes = f"{len(dataset.train):,} training, {len(dataset.validation):,} validation, {len(dataset.test):,} test images"
+    teacher = experiment.teacher_checkpoint or f"trained on {'RGB' if experiment.teacher_views == 'rgb' else 'all views'}"
+    return [
+        f"Data set {dataset.name}: {sizes} of {dataset.image_size} px, {dataset.num_classes} classes",
+        f"Preset {configuration.preset}; teacher {experiment.teacher} ({teacher}), student {experiment.student}",
+        f"Arms: {'; '.join(arm.title for arm in preparation.plan.arms)}",
+        f"Seeds: {', '.join(map(str, experiment.seeds))}; {torch.get_num_threads()} threads; files go to {out}",
+        *preparation.plan.notices,
+    ]
+
+
+def _timing(seconds: Seconds, started: str, total: float) -> dict[str, Any]:
+    return {
+        "started": started,
+        "finished": _now(),
+        "seconds": round(total, 3),
+        **dataclasses.asdict(seconds),
+        "host": platform.node(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    console = Console()
+    # A log file has no width of its own; rich would take 80 and fold the table.
+    return console if console.is_terminal else Console(width=LOG_WIDTH, color_system=None)
+
+
+def _printer(console: Console) -> Callable[[str], None]:
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    return say
+
+
+def _silent(line: str) -> None:
+    """Says nothing."""

@@ -1,0 +1,169 @@
+"""Runs a comparison: the small CLIP and the teachers first, then every arm with every seed."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tmkd_plugin.bench.arms import ArmSpec
+from tmkd_plugin.bench.configuration import SMALL_CLIP, SMALL_CLIP_SETTINGS
+from tmkd_plugin.bench.output import OutputFolder
+from tmkd_plugin.bench.preparation import Preparation, describe_dataset
+from tmkd_plugin.bench.results import Cell, results_of
+from tmkd_plugin.errors import RunError
+from tmkd_plugin.text_teacher import TextEmbeddings, text_embeddings
+from tmkd_plugin.training.files import write_bytes
+from tmkd_plugin.training.progress import Progress
+from tmkd_plugin.training.small_clip import train_small_clip, zero_shot_accuracy
+from tmkd_plugin.training.teachers import TrainedTeacher, trained_teacher
+from tmkd_plugin.training.trainer import train_distiller
+from tmkd_plugin.views import VIEW_NAMES
+
+logger = logging.getLogger(__name__)
+
+ERROR_FILE = "error.txt"
+
+
+@dataclass
+class Seconds:
+    """How long the parts of a comparison took; a cached part takes no time."""
+
+    small_clip: float = 0.0
+    teachers: dict[str, float] = field(default_factory=dict)
+    arms: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs what was prepared.
+
+    Args:
+        preparation: The checked inputs.
+        output: Where the files of the runs go.
+        cache_dir: Where teachers and text teachers are kept.
+        progress: What shows how far each run is.
+        say: Called with each line for the user.
+    """
+
+    preparation: Preparation
+    output: OutputFolder
+    cache_dir: Path
+    progress: Progress
+    say: Callable[[str], None]
+    seconds: Seconds = field(default_factory=Seconds)
+
+    def run(self) -> dict[str, Any]:
+        """Trains everything and returns the data of ``results.json``; a failed run does not stop the others.
+
+        Raises:
+            RunError: The small CLIP or a teacher could not be trained.
+        """
+        preparation = self.preparation
+        text, zero_shot = self._text()
+        controls = {arm.control for arm in preparation.plan.arms}
+        teachers = {None: self._teacher(preparation.configuration.resolved.experiment.teacher_views)}
+        if "rgb_teacher" in controls:
+            teachers["rgb_teacher"] = self._teacher("rgb")
+        cells: dict[ArmSpec, list[Cell]] = {arm: [] for arm in preparation.plan.arms}
+        # Seed by seed, so that what an interrupted comparison leaves is complete pairs.
+        for seed in preparation.configuration.resolved.experiment.seeds:
+            for arm in preparation.plan.arms:
+                teacher = teachers["rgb_teacher" if arm.control == "rgb_teacher" else None]
+                cells[arm].append(self._cell(arm, teacher, text, seed))
+        return results_of(
+            cells,
+            preparation.plan.pairs,
+            config=preparation.configuration.resolved.described,
+            dataset=describe_dataset(preparation.dataset),
+            teachers=[self._describe_teacher(role, teacher) for role, teacher in teachers.items()],
+            text=None if text is None else _describe_text(text, zero_shot),
+            notices=preparation.plan.notices,
+        )
+
+    def _text(self) -> tuple[TextEmbeddings | None, float | None]:
+        """Returns the text embeddings and, for the small CLIP, its zero-shot accuracy on the test split in percent."""
+        if not self.preparation.needs_small_clip:
+            return self.preparation.text, None
+        dataset, start = self.preparation.dataset, time.perf_counter()
+        settings = {name: setting.value for name, setting in SMALL_CLIP_SETTINGS.items()}
+        settings |= self.preparation.configuration.resolved.given[SMALL_CLIP]
+        clip = train_small_clip(
+            dataset.train.images,
+            dataset.train.labels,
+            dataset.validation.images,
+            dataset.validation.labels,
+            dataset.class_names,
+            cache_dir=self.cache_dir,
+            progress=lambda epoch, top1: self.say(f"small CLIP, epoch {epoch}/{settings['epochs']}: val {top1:.2f} %"),
+            **settings,
+        )
+        self.seconds.small_clip = time.perf_counter() - start
+        test = dataset.test
+        zero_shot = round(zero_shot_accuracy(clip.folder, test.images, test.labels, dataset.class_names), 4)
+        self.say(f"small CLIP: zero-shot top-1 on the test set {zero_shot:.2f} % (epoch {clip.epoch}, chosen by validation)")
+        text = text_embeddings(dataset.class_names, clip.folder, views=VIEW_NAMES, cache_dir=self.cache_dir)
+        # Its folder's name is this machine's business; results name what it is.
+        return dataclasses.replace(text, source=SMALL_CLIP), zero_shot
+
+    def _teacher(self, views: str) -> TrainedTeacher:
+        experiment, start = self.preparation.configuration.resolved.experiment, time.perf_counter()
+        teacher = trained_teacher(
+            experiment.teacher,
+            self.preparation.dataset,
+            self.preparation.configuration.recipe("teacher_training"),
+            views=views,
+            seed=experiment.teacher_seed,
+            cache_dir=self.cache_dir / "teachers",
+            checkpoint=experiment.teacher_checkpoint,
+            progress=self.progress,
+            device=experiment.device,
+        )
+        self.seconds.teachers[teacher.source] = time.perf_counter() - start
+        accuracies = ", ".join(f"{view} {top1:.2f}" for view, top1 in teacher.per_view_top1.items())
+        self.say(f"teacher {teacher.source}{' (cached)' if teacher.from_cache else ''}: test top-1 in %: {accuracies}")
+        return teacher
+
+    def _describe_teacher(self, role: str | None, teacher: TrainedTeacher) -> dict[str, Any]:
+        return {
+            "role": role or "all other arms",
+            "network": self.preparation.configuration.resolved.experiment.teacher,
+            "source": teacher.source,
+            "weights_sha256": teacher.weights_sha256,
+            "val_top1": teacher.val_top1,
+            "test_top1": teacher.per_view_top1,
+        }
+
+    def _cell(self, arm: ArmSpec, teacher: TrainedTeacher, text: TextEmbeddings | None, seed: int) -> Cell:
+        folder, configuration = self.output.cell(arm, seed), self.preparation.configuration
+        try:
+            result = train_distiller(
+                self.preparation.distiller(arm, teacher.network, text, seed),
+                self.preparation.dataset,
+                configuration.recipe("training"),
+                seed=seed,
+                folder=folder,
+                progress=self.progress,
+                device=configuration.resolved.experiment.device,
+                name=arm.title,
+            )
+        except Exception as error:  # the other runs go on, whatever a user's distiller raises
+            described = str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
+            self.say(f"{arm.title}, seed {seed} failed: {described}")
+            logger.debug("%s, seed %d failed", arm.name, seed, exc_info=True)
+            write_bytes(folder / ERROR_FILE, traceback.format_exc().encode())
+            return Cell(seed, error=described)
+        self.seconds.arms.setdefault(arm.name, {})[str(seed)] = round(result.seconds, 3)
+        return Cell(seed, result.best, result.last)
+
+
+def _describe_text(text: TextEmbeddings, zero_shot: float | None) -> dict[str, Any]:
+    described: dict[str, Any] = {"source": text.source, "text_views": text.text_views}
+    if zero_shot is not None:
+        described["zero_shot_test_top1"] = zero_shot
+    return described

@@ -1,0 +1,184 @@
+"""From a preset and the command line to a checked configuration, with the settings of every method that takes part."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, get_type_hints
+
+from tmkd_plugin.baselines import BASELINES, baseline_class
+from tmkd_plugin.bench.arms import ENHANCERS, check_enhancer, enhancer_class, expand_baselines
+from tmkd_plugin.config import COMMAND_LINE, Layer, Resolved, Section, resolve
+from tmkd_plugin.errors import InputError
+from tmkd_plugin.presets import EMBEDDED_DATASET, load_preset, preset_for
+from tmkd_plugin.settings import Setting
+from tmkd_plugin.training.settings import TrainingSettings
+
+RECIPES = ("training", "teacher_training")
+SMALL_CLIP = "small_clip"
+SMALL_CLIP_SETTINGS = {
+    "epochs": Setting(10, "ours", "passes over the training images; the best of them by validation is taken; at least 1"),
+    "seed": Setting(0, "ours", "seed of the small CLIP's training"),
+}
+_NETWORKS = ("self", "student", "teacher", "distiller", "class_names", "text", "mean", "std", "views", "seed", "input_size")
+
+
+@dataclasses.dataclass(frozen=True)
+class Configuration:
+    """What is compared and how.
+
+    Attributes:
+        resolved: The checked values.
+        baselines: Names of the baselines, ``all`` written out.
+        enhancer: Name of the enhancer, ``None`` for none.
+        preset: Name or path of the preset.
+    """
+
+    resolved: Resolved
+    baselines: list[str]
+    enhancer: str | None
+    preset: str
+
+    def recipe(self, name: str) -> TrainingSettings:
+        """Returns the recipe ``training`` or ``teacher_training``."""
+        return TrainingSettings(**self.resolved.given[name])
+
+    def settings_of(self, method: str) -> dict[str, Any]:
+        """Returns what is given for a baseline or enhancer; the rest has its defaults."""
+        return dict(self.resolved.given[section_name(method)])
+
+
+def configure(flags: Mapping[str, Any], assignments: Mapping[str, Any], preset: str | None = None) -> Configuration:
+    """Builds the configuration of a comparison.
+
+    Args:
+        flags: Top-level values from options such as ``--seeds``.
+        assignments: Values from ``--set``, which win over the flags.
+        preset: Name or file of a preset; ``None`` for the one that fits the data set.
+
+    Raises:
+        InputError: Something is unknown, of a wrong type or out of range; the message lists every such problem.
+    """
+    command_line = {**flags, **assignments}
+    if preset is None:
+        preset = preset_for(str(command_line.get("dataset", EMBEDDED_DATASET)))
+    layers = [Layer(f"preset {preset}", load_preset(preset)), Layer(COMMAND_LINE, flags), Layer(COMMAND_LINE, assignments)]
+    if not any("dataset" in layer.values for layer in layers):
+        raise InputError(f"The preset {preset} names no data set: give one with --dataset NAME_OR_FOLDER.")
+    baselines = expand_baselines(_names(_last(layers, "baseline", "kd")), list(BASELINES))
+    enhancer = check_enhancer(str(_last(layers, "enhancer", "tmkd")))
+    sections = _sections(baselines)
+    bare = section_name(baselines[0]) if len(baselines) == 1 else None
+    layers = [_scaled(layers[:position], layer) for position, layer in enumerate(layers)]
+    resolved = resolve(layers, sections, bare)
+    _check_recipes(resolved)
+    return Configuration(_without_unused(resolved, baselines, enhancer), baselines, enhancer, preset)
+
+
+def section_name(method: str) -> str:
+    """Returns the section that holds a method's settings: its name, or the class of ``module:Class``."""
+    return method.rpartition(":")[2]
+
+
+def _last(layers: Sequence[Layer], key: str, default: Any) -> Any:
+    return next((layer.values[key] for layer in reversed(layers) if key in layer.values), default)
+
+
+def _names(value: Any) -> list[str]:
+    parts = value if isinstance(value, (list, tuple)) else str(value).split(",")
+    names = [str(part).strip() for part in parts]
+    return [name if ":" in name else name.lower() for name in names]
+
+
+def _sections(baselines: Sequence[str]) -> dict[str, Section]:
+    recipe = Section(TrainingSettings.SETTINGS, get_type_hints(TrainingSettings))
+    sections = {name: recipe for name in RECIPES}
+    sections[SMALL_CLIP] = Section(SMALL_CLIP_SETTINGS, {"epochs": int, "seed": int})
+    for name in ENHANCERS:
+        sections[name] = section_of(enhancer_class(name))
+    for name in [*BASELINES, *baselines]:
+        sections[section_name(name)] = section_of(baseline_class(name))
+    return sections
+
+
+def section_of(method: Callable[..., Any]) -> Section:
+    """Returns the settings of a method: its ``SETTINGS``, or for a class of the user's the arguments of its constructor."""
+    parameters = inspect.signature(method).parameters
+    types = _types(method)
+    declared = getattr(method, "SETTINGS", None)
+    if declared:
+        # The bench gives each run's own seed.
+        settings = {name: setting for name, setting in declared.items() if name != "seed"}
+        return Section(settings, {name: types.get(name, _type_of(setting.value)) for name, setting in settings.items()})
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return Section(None, types)
+    own = {name: parameter for name, parameter in parameters.items() if name not in _NETWORKS}
+    return Section({name: Setting(_default(parameter), "the distiller's own default", "") for name, parameter in own.items()}, types)
+
+
+def _types(method: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return get_type_hints(method.__init__ if inspect.isclass(method) else method)
+    except (NameError, TypeError):  # annotations of names that exist for type checkers only
+        return {}
+
+
+def _type_of(default: Any) -> Any:
+    if isinstance(default, (bool, int, float, str)):
+        return type(default)
+    return Any
+
+
+def _default(parameter: inspect.Parameter) -> Any:
+    return None if parameter.default is inspect.Parameter.empty else parameter.default
+
+
+def _scaled(before: Sequence[Layer], layer: Layer) -> Layer:
+    """Lets a layer that changes only the number of epochs shorten or lengthen the whole recipe."""
+    values = dict(layer.values)
+    for name in RECIPES:
+        given = values.get(name)
+        if not isinstance(given, Mapping) or "epochs" not in given or {"decay_epochs", "warmup_epochs"} & given.keys():
+            continue
+        earlier: dict[str, Any] = {}
+        for other in before:
+            section = other.values.get(name)
+            earlier |= section if isinstance(section, Mapping) else {}
+        try:
+            recipe = TrainingSettings(**earlier).scaled_to(given["epochs"])
+        except (InputError, TypeError):
+            continue  # the values are checked, with better words, when the layers are merged
+        values[name] = {**given, "warmup_epochs": recipe.warmup_epochs, "decay_epochs": recipe.decay_epochs}
+    return Layer(layer.source, values)
+
+
+def _check_recipes(resolved: Resolved) -> None:
+    problems = []
+    for name in RECIPES:
+        try:
+            TrainingSettings(**resolved.given[name])
+        except InputError as error:
+            problems.append(f"{name}: {error}")
+    for key, least in (("epochs", 1), ("seed", 0)):
+        value = resolved.given[SMALL_CLIP].get(key, least)
+        if value < least:
+            problems.append(f"{SMALL_CLIP}.{key}: expected a whole number of at least {least}, got {value}.")
+    if problems:
+        raise InputError("\n".join(problems))
+
+
+def _without_unused(resolved: Resolved, baselines: Sequence[str], enhancer: str | None) -> Resolved:
+    """Leaves out of the description what has no influence on the results."""
+    experiment = resolved.experiment
+    methods = {section_name(name) for name in baselines} | ({enhancer} if enhancer else set())
+    if experiment.controls:
+        methods |= set(ENHANCERS)  # the control with a logit KL takes its weight and temperature from there
+    unused = set(resolved.given) - methods - set(RECIPES) - {SMALL_CLIP}
+    if experiment.text != SMALL_CLIP:
+        unused.add(SMALL_CLIP)
+    if experiment.teacher_checkpoint is not None:
+        unused |= {"teacher_training", "teacher_seed", "teacher_views"}
+    described = {key: value for key, value in resolved.described.items() if key not in unused}
+    described["baseline"] = {**described["baseline"], "value": list(baselines)}
+    return dataclasses.replace(resolved, described=described)

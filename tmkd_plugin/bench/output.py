@@ -1,0 +1,121 @@
+"""The folder of a comparison: whether it may be written to, and what of an earlier comparison stands there."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tmkd_plugin.bench.arms import ArmSpec, title_of
+from tmkd_plugin.errors import InputError
+from tmkd_plugin.training.files import remove_temporary_files, write_json
+
+RESULTS, TIMING, CONFIG = "results.json", "timing.json", "config.json"
+
+
+def default_folder(dataset: str, baselines: Sequence[str], enhancer: str | None) -> Path:
+    """Returns ``runs/<dataset>-<baseline>-<enhancer>``."""
+    parts = [Path(dataset).expanduser().resolve().name if "/" in dataset else dataset]
+    parts += ["_".join(title_of(name) if ":" in name else name for name in baselines), enhancer or "none"]
+    return Path("runs") / re.sub(r"[^A-Za-z0-9_.+-]", "_", "-".join(parts))
+
+
+class OutputFolder:
+    """The folder that a comparison writes to.
+
+    Args:
+        path: The folder; made if it is missing.
+        identity: What decides the results: the described configuration and the data set.
+        overwrite: Whether results of another configuration, or finished ones, may be replaced.
+
+    Attributes:
+        finished: The results and timing of the same comparison, if they stand there complete.
+
+    Raises:
+        InputError: It can't be written to, or holds something else than this comparison.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        self.path = path
+        self.finished: tuple[dict[str, Any], dict[str, Any]] | None = None
+        _check_writable(path)
+        wanted = json.loads(json.dumps(identity))
+        there = self._read(RESULTS, overwrite) or self._read(CONFIG, overwrite)
+        if there is not None and not overwrite:
+            self._check_same(there, wanted)
+            if "arms" in there and all(run["best"] for arm in there["arms"] for run in arm["seeds"]):
+                self.finished = there, self._read(TIMING, overwrite) or {}
+        elif there is None and not overwrite and any(path.iterdir()):
+            raise InputError(
+                f"The folder {path} holds files that are not of a comparison. Choose an empty folder or a new one with --out, or "
+                "give --overwrite to add the results to it."
+            )
+        if self.finished is None:
+            self._clear()
+            write_json(path / CONFIG, wanted)
+
+    def cell(self, arm: ArmSpec, seed: int) -> Path:
+        """Returns the folder of a run."""
+        return self.path / arm.folder / f"seed{seed}"
+
+    def write(self, results: Mapping[str, Any], timing: Mapping[str, Any]) -> None:
+        """Writes what the comparison found and how long it took; each file is whole or absent."""
+        write_json(self.path / TIMING, timing)
+        write_json(self.path / RESULTS, results)
+
+    def _read(self, name: str, overwrite: bool) -> dict[str, Any] | None:
+        file = self.path / name
+        if not file.exists():
+            return None
+        try:
+            content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            if overwrite:
+                return None
+            raise InputError(f"{file} can't be read: {error}. Give --overwrite to replace it.") from None
+        return content
+
+    def _check_same(self, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+        differing = list(_differences({key: there.get(key) for key in wanted}, wanted))
+        if differing:
+            raise InputError(
+                f"The folder {self.path} holds results of another configuration:\n  " + "\n  ".join(differing[:10]) + "\n"
+                "Choose another folder with --out, or give --overwrite to replace them."
+            )
+
+    def _clear(self) -> None:
+        """Removes the runs of an earlier comparison, so that no file of it is taken for one of this."""
+        remove_temporary_files(self.path)
+        for folder in self.path.glob("*/seed*"):
+            if re.fullmatch(r"seed\d+", folder.name) and (folder / "history.jsonl").exists():
+                shutil.rmtree(folder)
+                with contextlib.suppress(OSError):  # other seeds are still there
+                    folder.parent.rmdir()
+        for name in (RESULTS, TIMING):
+            (self.path / name).unlink(missing_ok=True)
+
+
+def _check_writable(path: Path) -> None:
+    probe = path / f".{CONFIG}.probe.part"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"The folder {path} can't be written to: {error}. Choose another one with --out.") from None
+
+
+def _differences(there: Any, wanted: Any, path: str = "") -> Iterator[str]:
+    """Yields a line for each value that differs, whatever its source; dictionaries are walked."""
+    if isinstance(there, Mapping) and isinstance(wanted, Mapping):
+        if "source" in wanted and "value" in wanted:
+            there, wanted = {"value": there.get("value")}, {"value": wanted["value"]}
+        for key in sorted({*there, *wanted}):
+            name = path if key == "value" else f"{path}.{key}" if path and path != "config" else key
+            yield from _differences(there.get(key), wanted.get(key), name)
+    elif there != wanted:
+        yield f"{path}: there {there!r}, now {wanted!r}"

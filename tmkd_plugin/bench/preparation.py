@@ -1,0 +1,209 @@
+"""Everything that can be wrong with a comparison is found here, before anything is trained."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tmkd_plugin.baselines import baseline_class, build_baseline
+from tmkd_plugin.bench.arms import ArmSpec, Plan, enhancer_class, plan_arms
+from tmkd_plugin.bench.configuration import SMALL_CLIP, Configuration
+from tmkd_plugin.bench.controls import WithLogitKL
+from tmkd_plugin.data import ImageDataset, evaluation_batches, load_dataset
+from tmkd_plugin.distiller_return import read_return
+from tmkd_plugin.errors import InputError
+from tmkd_plugin.prompts import check_class_names
+from tmkd_plugin.randomness import forked_random_state
+from tmkd_plugin.text_teacher import TextEmbeddings, text_embeddings
+from tmkd_plugin.tmkd_settings import TMKDSettings
+from tmkd_plugin.training.small_clip import IMAGE_SIZE as SMALL_CLIP_IMAGE_SIZE
+from tmkd_plugin.views import VIEW_NAMES
+from tmkd_plugin.zoo import build_network
+
+TRIAL_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What a comparison needs beside its teachers.
+
+    Attributes:
+        configuration: The checked configuration.
+        dataset: The images.
+        plan: The arms.
+        text: The text embeddings; ``None`` where no arm needs them or the small CLIP is still to be trained.
+    """
+
+    configuration: Configuration
+    dataset: ImageDataset
+    plan: Plan
+    text: TextEmbeddings | None
+
+    @property
+    def needs_small_clip(self) -> bool:
+        """Whether the text embeddings are those of a small CLIP that is trained on the data set."""
+        return self.configuration.enhancer is not None and self.configuration.resolved.experiment.text == SMALL_CLIP
+
+    def student(self, seed: int) -> nn.Module:
+        """Builds the student as it starts; every arm of a seed starts with the same weights."""
+        experiment = self.configuration.resolved.experiment
+        return build_network(
+            experiment.student,
+            self.dataset.num_classes,
+            pretrained=experiment.student_pretrained,
+            seed=seed,
+            image_size=self.dataset.image_size,
+        )
+
+    def distiller(self, arm: ArmSpec, teacher: nn.Module, text: TextEmbeddings | None, seed: int) -> nn.Module:
+        """Builds an arm's distiller around a fresh student and a copy of the teacher.
+
+        Raises:
+            InputError: The method refuses the networks or its settings.
+        """
+        student = self.student(seed)
+        # A copy: no arm can leave anything in the networks of another.
+        teacher = copy.deepcopy(teacher)
+        # Heads of a user's own distiller are drawn from the global generator, alike in every arm.
+        with forked_random_state(seed, "distiller initialisation"):
+            distiller = build_baseline(arm.baseline, student, teacher, **self._settings(arm.baseline, seed))
+            if arm.enhancer is not None:
+                distiller = self._enhanced(distiller, arm.enhancer, text, seed)
+            elif arm.control == "logit_kl":
+                distiller = self._with_logit_kl(distiller)
+        return distiller
+
+    def _settings(self, baseline: str, seed: int) -> dict[str, Any]:
+        settings = self.configuration.settings_of(baseline)
+        parameters = inspect.signature(baseline_class(baseline)).parameters
+        for name, value in (("seed", seed), ("input_size", self.dataset.image_size)):
+            if name in parameters:
+                settings.setdefault(name, value)
+        return settings
+
+    def _enhanced(self, distiller: nn.Module, enhancer: str, text: TextEmbeddings | None, seed: int) -> nn.Module:
+        enhanced: nn.Module = enhancer_class(enhancer)(
+            distiller,
+            self.dataset.class_names,
+            text=text,
+            mean=self.dataset.mean,
+            std=self.dataset.std,
+            seed=seed,
+            input_size=self.dataset.image_size,
+            **self.configuration.settings_of(enhancer),
+        )
+        return enhanced
+
+    def _with_logit_kl(self, distiller: nn.Module) -> nn.Module:
+        given = self.configuration.settings_of("tmkd")
+        weight, temperature = given.get("logit_weight"), given.get("temperature", TMKDSettings().temperature)
+        weight = 1.0 if weight is None else weight
+        return WithLogitKL(distiller, weight=weight, temperature=temperature, input_size=self.dataset.image_size)
+
+
+def prepare(configuration: Configuration, cache_dir: Path) -> Preparation:
+    """Loads the data set and the text embeddings, and takes every arm through one step with untrained networks.
+
+    Raises:
+        InputError: Something that was given can't be used; nothing has been trained.
+    """
+    experiment = configuration.resolved.experiment
+    _check_device(experiment.device)
+    plan = _plan(configuration)
+    # Names first: they are cheap to check, and reading a data set is not.
+    build_network(experiment.student, 2)
+    build_network(experiment.teacher, 2)
+    dataset = load_dataset(
+        experiment.dataset,
+        image_size=experiment.image_size,
+        train_limit=experiment.train_limit,
+        validation_limit=experiment.validation_limit,
+        test_limit=experiment.test_limit,
+        validation_fraction=experiment.validation_fraction,
+    )
+    check_class_names(dataset.class_names)
+    text = None
+    if configuration.enhancer is not None and experiment.text != SMALL_CLIP:
+        text = text_embeddings(dataset.class_names, experiment.text, views=VIEW_NAMES, cache_dir=cache_dir)
+    preparation = Preparation(configuration, dataset, plan, text)
+    if preparation.needs_small_clip and dataset.image_size != SMALL_CLIP_IMAGE_SIZE:
+        raise InputError(
+            f"The text teacher small_clip needs images of {SMALL_CLIP_IMAGE_SIZE} px, but those of '{dataset.name}' have "
+            f"{dataset.image_size}. Set image_size={SMALL_CLIP_IMAGE_SIZE}, or give another text teacher with --text."
+        )
+    _try_every_arm(preparation)
+    return preparation
+
+
+def _plan(configuration: Configuration) -> Plan:
+    experiment = configuration.resolved.experiment
+    no_rgb_teacher = None
+    if experiment.teacher_checkpoint is not None:
+        no_rgb_teacher = "the recipe of the teacher in the checkpoint is not known here"
+    elif experiment.teacher_views == "rgb":
+        no_rgb_teacher = "the teacher of all arms is one already"
+    given_weight = configuration.settings_of("tmkd").get("logit_weight")
+    return plan_arms(
+        configuration.baselines,
+        configuration.enhancer,
+        controls=experiment.controls,
+        adds_logit_kl={name: _adds_logit_kl(name, given_weight) for name in configuration.baselines},
+        no_rgb_teacher=no_rgb_teacher,
+    )
+
+
+def _adds_logit_kl(baseline: str, given_weight: float | None) -> bool:
+    """Says whether the enhancer adds a KL of logits to a baseline; see ``TMKDSettings.logit_weight``."""
+    if given_weight is not None:
+        return given_weight > 0
+    return getattr(baseline_class(baseline), "has_logit_kl", None) is False
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA raises AssertionError
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"device={name!r} can't be used: {reason}. Expected cpu, cuda or cuda:N.") from None
+
+
+def _try_every_arm(preparation: Preparation) -> None:
+    """Runs one step of every arm: what a method or a pair of networks can't do shows here."""
+    experiment, dataset = preparation.configuration.resolved.experiment, preparation.dataset
+    teacher = build_network(
+        experiment.teacher,
+        dataset.num_classes,
+        checkpoint=experiment.teacher_checkpoint,
+        image_size=dataset.image_size,
+    ).eval()
+    text = preparation.text
+    if preparation.needs_small_clip:
+        # Only its shape counts in a trial step; the small CLIP itself is not trained before everything else has been checked.
+        text = TextEmbeddings(torch.ones(len(VIEW_NAMES), dataset.num_classes, 1), "per view", SMALL_CLIP)
+    batch = next(iter(evaluation_batches(dataset.train, dataset.mean, dataset.std, batch_size=TRIAL_IMAGES)))
+    seed = experiment.seeds[0]
+    for arm in preparation.plan.arms:
+        distiller = preparation.distiller(arm, teacher, text, seed).train()
+        with forked_random_state(seed, "trial step"):
+            read_return(distiller(batch.images, batch.labels))
+
+
+def describe_dataset(dataset: ImageDataset) -> dict[str, Any]:
+    """Returns what ``results.json`` says of the images."""
+    sizes = {split: len(getattr(dataset, split)) for split in ("train", "validation", "test")}
+    return {
+        "name": dataset.name,
+        "fingerprint": dataset.fingerprint,
+        "class_names": list(dataset.class_names),
+        "image_size": dataset.image_size,
+        **sizes,
+    }
+
+

@@ -1,0 +1,192 @@
+"""Canny's edge operator on batches, equal to ``cv2.Canny`` on every pixel.
+
+One definition, two implementations: OpenCV for tensors on the CPU, integer arithmetic in torch for every other device. The
+operator is OpenCV's with aperture 3: Sobel gradients with the border replicated, no blur before them, magnitude |dx| + |dy|
+or dx² + dy², non-maximum suppression along four directions, and hysteresis by reachability over 8 neighbours.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tmkd_plugin.errors import InputError
+from tmkd_plugin.pixels import check_pixels
+
+# Beyond every magnitude that 8-bit images can have; OpenCV's own clamp for the L2 norm.
+_LARGEST_THRESHOLD = 32767.0
+# tan(22.5°) in OpenCV's fixed point with 15 fractional bits; tan(67.5°) is this plus 2.
+_TAN_22_5 = 13573
+_FRACTION_BITS = 15
+# Sweeps of the hysteresis between two looks at whether anything still changes: each look waits for the device.
+_SWEEPS_PER_CHECK = 8
+# Pixels that go through OpenCV in one call: enough for its threads, small enough for the cache.
+_PIXELS_PER_CALL = 1 << 20
+
+
+@functools.cache
+def import_cv2() -> ModuleType | None:
+    """Imports OpenCV; where that fails (no libGL, for one), returns None and warns once."""
+    try:
+        import cv2
+    except ImportError as error:
+        warnings.warn(
+            f"OpenCV can't be imported ({error}): the views are made with torch, which gives the same edges but takes longer "
+            "on a CPU. On a machine without libGL, `pip install opencv-python-headless` instead of opencv-python.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return None
+    module: ModuleType = cv2
+    return module
+
+
+def canny(images: Tensor, low: float = 100, high: float = 200, l2_gradient: bool = False) -> Tensor:
+    """Finds edges in every channel of every image, as ``cv2.Canny(plane, low, high, L2gradient=l2_gradient)`` does.
+
+    Args:
+        images: Pixels, uint8 (B,C,H,W), of any size and on any device.
+        low: Lower threshold of the hysteresis, in units of the Sobel magnitude (0 to 2040 with the L1 norm). A pair in
+            the wrong order is swapped and fractions are dropped, as OpenCV does; the L2 norm squares before it drops them.
+        high: Upper threshold, in the same units.
+        l2_gradient: Compares the Euclidean norm of the gradient instead of |dx| + |dy|.
+
+    Returns:
+        True on edges, bool (B,C,H,W), on the images' device.
+
+    Raises:
+        InputError: The images are not uint8 (B,C,H,W), or a threshold is not a finite number.
+    """
+    check_pixels(images)
+    check_thresholds(low, high)
+    cv2 = import_cv2() if images.device.type == "cpu" else None
+    if cv2 is None:
+        return canny_torch(images, low, high, l2_gradient)
+    return _canny_cv2(cv2, images, low, high, l2_gradient)
+
+
+def canny_torch(images: Tensor, low: float = 100, high: float = 200, l2_gradient: bool = False) -> Tensor:
+    """Does what :func:`canny` does with torch alone, on the images' device; arguments, result and errors are the same."""
+    check_pixels(images)
+    check_thresholds(low, high)
+    if images.numel() == 0:
+        return torch.zeros_like(images, dtype=torch.bool)
+    floor_low, floor_high = _integer_thresholds(low, high, l2_gradient)
+    dx, dy = _sobel(images)
+    magnitude = dx * dx + dy * dy if l2_gradient else dx.abs() + dy.abs()
+    candidates = _is_ridge(dx, dy, magnitude) & (magnitude > floor_low)
+    return _hysteresis(candidates & (magnitude > floor_high), candidates)
+
+
+def check_thresholds(low: float, high: float) -> None:
+    """Raises an InputError unless both thresholds are finite numbers."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise InputError(
+            f"Canny's thresholds must be finite numbers; got low={low}, high={high}. The defaults are 100, 200."
+        )
+
+
+def _order_and_clamp(low: float, high: float) -> tuple[float, float]:
+    """Orders the thresholds and clamps them: OpenCV's conversion to int overflows on larger ones, which turns them around."""
+    smaller, larger = (min(max(float(value), -_LARGEST_THRESHOLD), _LARGEST_THRESHOLD) for value in sorted((low, high)))
+    return smaller, larger
+
+
+def _integer_thresholds(low: float, high: float, l2_gradient: bool) -> tuple[int, int]:
+    """Returns what OpenCV compares the integer magnitudes with; negative thresholds are not squared."""
+    ordered = _order_and_clamp(low, high)
+    if l2_gradient:
+        ordered = (ordered[0] * max(ordered[0], 1.0), ordered[1] * max(ordered[1], 1.0))
+    return math.floor(ordered[0]), math.floor(ordered[1])
+
+
+def _canny_cv2(cv2: ModuleType, images: Tensor, low: float, high: float, l2_gradient: bool) -> Tensor:
+    """Runs OpenCV over planes that are stacked into tall images, because a call for each small plane costs more than the work.
+
+    The row that each plane repeats above and below itself gives Sobel its replicated border. Gradients of 0 in these rows
+    then give what the border of a single image has, magnitude 0, and no edge can grow across them.
+    """
+    height, width = images.shape[-2:]
+    edges = torch.empty(images.shape, dtype=torch.bool)
+    if images.numel() == 0:
+        return edges
+    low, high = _order_and_clamp(low, high)
+    planes = images.contiguous().view(-1, height, width)
+    flat_edges = edges.view(-1, height, width)
+    per_call = max(1, _PIXELS_PER_CALL // (height * width))
+    for start in range(0, len(planes), per_call):
+        part = slice(start, start + per_call)
+        tall = stack_planes(planes[part].numpy(), [0, *range(height), height - 1])
+        gradients = cv2.spatialGradient(tall, borderType=cv2.BORDER_REPLICATE)
+        for gradient in gradients:
+            rows = gradient.reshape(-1, height + 2, width)
+            rows[:, 0] = rows[:, -1] = 0
+        found = cv2.Canny(*gradients, low, high, L2gradient=bool(l2_gradient)).reshape(-1, height + 2, width)
+        torch.ne(torch.from_numpy(found)[:, 1:-1], 0, out=flat_edges[part])
+    return edges
+
+
+def stack_planes(planes: np.ndarray[Any, Any], rows: list[int]) -> np.ndarray[Any, Any]:
+    """Stacks the given rows of every plane (N,H,W) into one tall image (N * len(rows), W)."""
+    stacked: np.ndarray[Any, Any] = planes.take(rows, axis=1).reshape(-1, planes.shape[-1])
+    return stacked
+
+
+def _sobel(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the horizontal and vertical 3x3 Sobel derivatives, int32, with the border replicated."""
+    padded = images.to(torch.int32)
+    padded = torch.cat((padded[..., :1, :], padded, padded[..., -1:, :]), dim=-2)
+    padded = torch.cat((padded[..., :1], padded, padded[..., -1:]), dim=-1)
+    smooth_rows = padded[..., :-2, :] + 2 * padded[..., 1:-1, :] + padded[..., 2:, :]
+    smooth_columns = padded[..., :-2] + 2 * padded[..., 1:-1] + padded[..., 2:]
+    return smooth_rows[..., 2:] - smooth_rows[..., :-2], smooth_columns[..., 2:, :] - smooth_columns[..., :-2, :]
+
+
+def _is_ridge(dx: Tensor, dy: Tensor, magnitude: Tensor) -> Tensor:
+    """Tells where the magnitude is a maximum along the gradient, of which four directions are told apart."""
+    height, width = magnitude.shape[-2:]
+    padded = F.pad(magnitude, (1, 1, 1, 1))
+
+    def neighbour(down: int, right: int) -> Tensor:
+        return padded[..., 1 + down : 1 + down + height, 1 + right : 1 + right + width]
+
+    # The strict comparison on one side only keeps a single pixel of a plateau two pixels wide.
+    along_row = (magnitude > neighbour(0, -1)) & (magnitude >= neighbour(0, 1))
+    along_column = (magnitude > neighbour(-1, 0)) & (magnitude >= neighbour(1, 0))
+    along_falling = (magnitude > neighbour(-1, -1)) & (magnitude > neighbour(1, 1))
+    along_rising = (magnitude > neighbour(-1, 1)) & (magnitude > neighbour(1, -1))
+
+    rise = dy.abs() << _FRACTION_BITS
+    run = dx.abs()
+    rise_at_22_5 = run * _TAN_22_5
+    rise_at_67_5 = rise_at_22_5 + (run << (_FRACTION_BITS + 1))
+    along_diagonal = torch.where((dx ^ dy) < 0, along_rising, along_falling)
+    steep_or_diagonal = torch.where(rise > rise_at_67_5, along_column, along_diagonal)
+    return torch.where(rise < rise_at_22_5, along_row, steep_or_diagonal)
+
+
+def _hysteresis(strong: Tensor, candidates: Tensor) -> Tensor:
+    """Grows the strong edges over adjacent candidates until a sweep changes nothing."""
+    padded = F.pad(strong, (1, 1, 1, 1))
+    edges = padded[..., 1:-1, 1:-1]
+    while True:
+        for _ in range(_SWEEPS_PER_CHECK - 1):
+            edges.copy_(_sweep(padded, candidates))
+        grown = _sweep(padded, candidates)
+        if torch.equal(grown, edges):
+            return grown
+        edges.copy_(grown)
+
+
+def _sweep(padded_edges: Tensor, candidates: Tensor) -> Tensor:
+    """Returns the candidates (..., H, W) that are or touch an edge (..., H+2, W+2), diagonals included."""
+    rows = padded_edges[..., :-2, :] | padded_edges[..., 1:-1, :] | padded_edges[..., 2:, :]
+    return (rows[..., :-2] | rows[..., 1:-1] | rows[..., 2:]) & candidates

@@ -1,0 +1,259 @@
+"""TMKDEnhancer: a better teacher around any distiller (TMKD, arXiv 2603.24208)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from tmkd_plugin.distiller_return import read_return, sum_of
+from tmkd_plugin.errors import InputError, TmkdNotice, unknown_name
+from tmkd_plugin.interception import TeacherInterception
+from tmkd_plugin.labels import check_labels, select_rows
+from tmkd_plugin.model_output import OutputReader
+from tmkd_plugin.multi_view_teacher import MultiViewTeacher, PerView
+from tmkd_plugin.optimiser_watch import OptimiserWatch
+from tmkd_plugin.prompts import check_class_names
+from tmkd_plugin.randomness import generator_for
+from tmkd_plugin.settings import Setting, settings_table
+from tmkd_plugin.teacher_free_state import TeacherFreeState
+from tmkd_plugin.text_encoder import DEFAULT_TEXT_MODEL
+from tmkd_plugin.text_teacher import TextEmbeddings, text_embeddings
+from tmkd_plugin.tmkd_heads import TMKDHeads
+from tmkd_plugin.tmkd_settings import TMKDSettings
+from tmkd_plugin.views import VIEW_NAMES, ViewSettings
+from tmkd_plugin.wrapped_networks import find_networks
+
+
+class TMKDEnhancer(TeacherFreeState):
+    """Wraps a distiller and gives its student a better teacher.
+
+    In each step the wrapped distiller runs unchanged. When it calls its teacher, the enhancer shows the frozen teacher an
+    RGB, an edge-enhanced and a high-frequency view of each image (Eq 1-2) and answers with the sum of what it says, weighted
+    by class with weights made from CLIP text embeddings (Eq 3-5). To the distiller's own terms it adds a feature KL
+    (Eq 6-7), a logit KL (Eq 8, where the distiller has none) and a text contrast (Eq 9-11).
+
+    The enhancer is a distiller itself: it trains, checkpoints and nests like one. Give the optimiser
+    :meth:`trainable_parameters`. Only the feature KL teaches WeightNet; everything else sees detached weights.
+
+    Args:
+        distiller: A module with ``.student`` and ``.teacher`` that maps (images, labels) to a dict with ``"loss"``, to a
+            pair ``(logits, {name: term})`` or to a scalar; or a function that does, with ``student=`` and ``teacher=``.
+        class_names: The K class names in the order of the labels, in words.
+        text: Where the text embeddings come from: :class:`TextEmbeddings`, or a source that
+            :func:`~tmkd_plugin.text_teacher.text_embeddings` understands.
+        student: The student, or its dotted name in the distiller, where it is not ``distiller.student``.
+        teacher: The teacher, likewise.
+        mean: Mean with which the images are normalised, three floats for pixels in [0, 1]; None: images are in [0, 1].
+        std: Standard deviation, likewise.
+        views: Names of the views, out of ``rgb``, ``edge`` and ``high_frequency``.
+        seed: The initialisation of the heads and the noise are functions of it.
+        input_size: Side in pixels of the images with which the networks are probed; None finds it out.
+        **settings: Weights, temperatures, thresholds and scales by name: the fields of
+            :class:`~tmkd_plugin.tmkd_settings.TMKDSettings` and :class:`~tmkd_plugin.views.ViewSettings`;
+            :attr:`SETTINGS` lists them.
+
+    Raises:
+        InputError: Something given can't be used; the message says what it is and what to do.
+    """
+
+    SETTINGS: ClassVar[dict[str, Setting]] = {**settings_table(TMKDSettings), **settings_table(ViewSettings)}
+    """Every setting with its default, the source of the default and its meaning."""
+
+    has_logit_kl: ClassVar[bool] = True
+
+    student: nn.Module
+    heads: TMKDHeads
+
+    def __init__(
+        self,
+        distiller: nn.Module | Callable[..., Any],
+        class_names: Sequence[str],
+        *,
+        text: Any = DEFAULT_TEXT_MODEL,
+        student: nn.Module | str | None = None,
+        teacher: nn.Module | str | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        views: Sequence[str] = VIEW_NAMES,
+        seed: int = 0,
+        input_size: int | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__()
+        tmkd, of_views = _split_settings(settings)
+        found_student, found_teacher = find_networks(distiller, student, teacher)
+        self.distiller = distiller
+        self._attach("student", found_student)
+        self._attach("teacher", found_teacher)
+        self.seed = seed
+
+        self.student_reader = OutputReader(self.student, "student", input_size)
+        teacher_reader = OutputReader(self.teacher, "teacher", input_size)
+        self.class_names = self._check_classes(class_names, teacher_reader.num_classes)
+        self.multi_view = MultiViewTeacher(teacher_reader, views, mean, std, of_views, tmkd.logit_source)
+        if not isinstance(text, TextEmbeddings):
+            text = text_embeddings(self.class_names, text, views=self.multi_view.views)
+        self.text_source, self.text_views = text.source, text.text_views
+        self.heads = self._build_heads(tmkd, text)
+        self.freeze_teacher()
+        self._step = 0
+        self._watch = OptimiserWatch(list(self.student.parameters()), self._head_parameters())
+
+    def forward(
+        self, images: Tensor, labels: Tensor, *args: Any, teacher_labels: Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """Runs one step of the distiller with the enhanced teacher and adds TMKD's terms.
+
+        Args:
+            images: (B, 3, H, W), normalised with ``mean`` and ``std``.
+            labels: (B,) integers or (B, K) probabilities.
+            *args: Given to the distiller after images and labels.
+            teacher_labels: Labels of the images that the distiller gives its teacher, where these are not the batch.
+            **kwargs: Given to the distiller.
+
+        Returns:
+            ``"loss"``, ``"output"`` (student logits (B, K)) and every weighted term; the terms add up to the loss.
+
+        Raises:
+            InputError: Images or labels can't be used, or the distiller did not call its teacher.
+        """
+        if teacher_labels is None:
+            # Before the student runs; other images than the batch are checked when the teacher gets them.
+            self.multi_view.check(images)
+        check_labels(labels, images.shape[0], self.num_classes)
+        if self.training:
+            self._watch.look()
+        self._keep_teacher_in_eval()
+        table = self.fusion_table()
+        answers = TeacherInterception(self.multi_view, table.detach(), images, labels, teacher_labels)
+        with self.student_reader.recording():
+            with answers.active():
+                own = read_return(self.distiller(images, labels, *args, **kwargs))
+            per_view, labels_seen = answers.first_call()
+            student = self.student_reader.recorded()
+        noise = generator_for(self.seed, "feature noise", self._step)
+        added = self.heads.terms(self.multi_view, student, per_view, labels_seen, table, noise)
+        self._step += self.training
+        # The distiller's own loss comes first and whole: with no added term it is left as it is, bit for bit.
+        loss = sum_of({"own": own.loss, **added})
+        output = student.logits if own.output is None else own.output
+        return {"loss": loss, "output": output, **own.terms, **_renamed(added, own.terms)}
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes K."""
+        return len(self.class_names)
+
+    def fusion_table(self) -> Tensor:
+        """Returns the fusion weights (K, V) of all classes, attached to WeightNet; rows sum to 1."""
+        return self.heads.fusion_table()
+
+    def views_forward(self, images: Tensor) -> PerView:
+        """Runs the teacher on each view of (B, 3, H, W), without gradient, for frameworks that show labels only later."""
+        self.multi_view.check(images)
+        self._keep_teacher_in_eval()
+        return self.multi_view.views_forward(images)
+
+    def fuse(self, per_view: PerView, labels: Tensor) -> Any:
+        """Fuses what :meth:`views_forward` returned into a nest like the teacher's own, with detached weights.
+
+        Args:
+            per_view: What the teacher said of each view.
+            labels: (B,) integers or (B, K) probabilities.
+        """
+        return self.multi_view.fused_return(per_view, select_rows(self.fusion_table().detach(), labels))
+
+    def epoch_report(self) -> dict[str, Any]:
+        """Returns what a log should hold of each epoch: the fusion weight of each view, mean over the classes."""
+        with torch.no_grad():
+            means = self.fusion_table().mean(dim=0).tolist()
+        return {"fusion_weights": dict(zip(self.multi_view.views, means, strict=True))}
+
+    def get_extra_state(self) -> Tensor:
+        """Returns the number of training steps made, on which the noise depends."""
+        return torch.tensor(self._step)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Restores the number of training steps."""
+        self._step = int(state)
+
+    def _attach(self, name: str, network: nn.Module) -> None:
+        if any(module is network for module in self.modules()):
+            # Part of the distiller: a plain attribute, since registering it again would save it twice.
+            self.__dict__[name] = network
+        else:
+            setattr(self, name, network)
+
+    def _check_classes(self, class_names: Sequence[str], num_classes: int) -> list[str]:
+        if self.student_reader.num_classes != num_classes:
+            raise InputError(
+                f"Student and teacher must tell the same classes apart, but the student ({type(self.student).__name__}) has "
+                f"{self.student_reader.num_classes} and the teacher ({type(self.teacher).__name__}) {num_classes}."
+            )
+        return check_class_names(class_names, expected_count=num_classes)
+
+    def _build_heads(self, settings: TMKDSettings, text: TextEmbeddings) -> TMKDHeads:
+        expected = (len(self.multi_view.views), self.num_classes)
+        if tuple(text.tensor.shape[:2]) != expected:
+            raise InputError(
+                f"The text embeddings are for {tuple(text.tensor.shape[:2])} (views, classes), but {expected} are needed: "
+                f"views {', '.join(self.multi_view.views)} of {self.num_classes} classes."
+            )
+        parameter = next(self.student.parameters())
+        embeddings = text.tensor.to(torch.float64 if parameter.dtype == torch.float64 else torch.float32)
+        needs_student = settings.feature_weight or settings.contrast_weight
+        reader, teacher_reader = self.student_reader, self.multi_view.reader
+        return TMKDHeads(
+            settings,
+            logit_weight=self._resolve_logit_weight(settings.logit_weight),
+            text_embeddings=embeddings,
+            rgb=self.multi_view.rgb,
+            student_width=reader.pooled_width if needs_student else None,
+            teacher_width=teacher_reader.pooled_width if settings.feature_weight else None,
+            seed=self.seed,
+        ).to(parameter.device)
+
+    def _resolve_logit_weight(self, given: float | None) -> float:
+        if given is not None:
+            return given
+        has_own = getattr(self.distiller, "has_logit_kl", None)
+        if has_own is None:
+            warnings.warn(
+                f"{type(self.distiller).__name__} does not say whether it has a KL divergence of logits (attribute "
+                "has_logit_kl), so none is added. Pass logit_weight=1.0 to add one, logit_weight=0.0 to silence this.",
+                TmkdNotice,
+                stacklevel=4,
+            )
+        return 1.0 if has_own is False else 0.0
+
+    def _head_parameters(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.heads.parameters() if parameter.requires_grad]
+
+    def _keep_teacher_in_eval(self) -> None:
+        # Somebody may have called train() on the wrapped distiller.
+        if any(module.training for module in self.teacher.modules()):
+            self.teacher.eval()
+
+
+def _split_settings(given: Mapping[str, Any]) -> tuple[TMKDSettings, ViewSettings]:
+    for name in given:
+        if name not in TMKDEnhancer.SETTINGS:
+            raise unknown_name("setting of TMKDEnhancer", name, TMKDEnhancer.SETTINGS)
+    of_views = {name: value for name, value in given.items() if name in settings_table(ViewSettings)}
+    rest = {name: value for name, value in given.items() if name not in of_views}
+    return TMKDSettings(**rest), ViewSettings(**of_views)
+
+
+def _renamed(added: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Gives added terms a free name where the distiller, such as another enhancer, has one of the same name."""
+    renamed = {}
+    for name, term in added.items():
+        free = name
+        while free in own:
+            free = f"{free}_of_{TMKDEnhancer.__name__}"
+        renamed[free] = term
+    return renamed

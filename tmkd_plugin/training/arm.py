@@ -1,0 +1,222 @@
+"""One distiller in training: its optimiser, its learning rate, its losses and its best weights."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tmkd_plugin.data.batches import evaluation_batches
+from tmkd_plugin.data.dataset import ImageDataset
+from tmkd_plugin.distiller_return import read_return
+from tmkd_plugin.errors import InputError, NonFiniteLossError, RunError
+from tmkd_plugin.randomness import forked_random_state
+from tmkd_plugin.training.meter import LossMeter, NonFinite
+from tmkd_plugin.training.metrics import evaluate, evaluating, logits_of
+from tmkd_plugin.training.schedule import learning_rate
+from tmkd_plugin.training.settings import TrainingSettings
+
+Weights = dict[str, Tensor]
+
+
+class Arm:
+    """One distiller of a comparison. Several arms can train side by side on one stream of batches.
+
+    An arm gives the same bits alone and beside others: it draws nothing that depends on them.
+
+    Args:
+        name: What messages call it.
+        distiller: A module that maps (images, labels) to what ``read_return`` understands, with the network to train as
+            ``.student``. It is moved to ``device``.
+        settings: The recipe.
+        seed: What the networks themselves draw (dropout) is a function of it, the epoch and the step.
+        steps_per_epoch: Batches in an epoch.
+        device: Where to train.
+
+    Attributes:
+        student: The network to train, without the wrapper that ``torch.compile`` puts around it.
+        epoch: The current epoch, from 1.
+        history: One record an epoch; see ``end_epoch``.
+        best_epoch: The epoch with the highest validation accuracy so far, the earliest of equals; 0 before the first.
+        seconds: Time spent in this arm's own steps and evaluations.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        distiller: nn.Module,
+        settings: TrainingSettings,
+        *,
+        seed: int,
+        steps_per_epoch: int,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.name = name
+        self.distiller = distiller.to(device)
+        self.student = _student_of(distiller).to(device)
+        self.settings = settings
+        self.seed = seed
+        self.steps_per_epoch = steps_per_epoch
+        self.epoch = 0
+        self.history: list[dict[str, Any]] = []
+        self.best_epoch = 0
+        self.best_student: Weights = {}
+        self.best_heads: Weights = {}
+        self.seconds = 0.0
+        self._step = 0
+        self._meter = LossMeter()
+        self._optimiser = torch.optim.SGD(
+            _trainable_parameters(distiller),
+            lr=settings.learning_rate,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+        )
+
+    def check(self, dataset: ImageDataset) -> None:
+        """Refuses, before any training, a student whose outputs are not the data set's classes."""
+        split = dataset.validation
+        batch = next(iter(evaluation_batches(split, dataset.mean, dataset.std, batch_size=self.settings.batch_size)))
+        with evaluating(self.student) as device:
+            outputs = logits_of(self.student(batch.images.to(device))).shape[1]
+        if outputs != dataset.num_classes:
+            raise InputError(
+                f"{self.name}: the student has {outputs} outputs, but the data set '{dataset.name}' has {dataset.num_classes} "
+                f"classes. Build the student with num_classes={dataset.num_classes}."
+            )
+
+    def begin_epoch(self) -> None:
+        """Goes on to the next epoch: training mode (but for the teacher), fresh sums."""
+        self.epoch += 1
+        self._step = 0
+        self._meter = LossMeter()
+        self.distiller.train()
+        teacher = getattr(self.distiller, "teacher", None)
+        if isinstance(teacher, nn.Module):
+            teacher.eval()
+
+    def step(self, images: Tensor, labels: Tensor) -> None:
+        """Trains on one batch.
+
+        Args:
+            images: (B, 3, H, W), normalised, on the arm's device.
+            labels: (B,) int64 or (B, K) probabilities.
+
+        Raises:
+            NonFiniteLossError: The loss is NaN or infinite; on a CPU no weight has been touched by it.
+        """
+        start = time.perf_counter()
+        rate = learning_rate(self.settings, self.epoch, self._step, self.steps_per_epoch)
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
+        # Dropout knows only the global generator: fork it, so that it depends on no other arm and on nothing before.
+        with forked_random_state(self.seed, "training step", self.epoch, self._step):
+            result = read_return(self.distiller(images, labels))
+            self._stop_if(self._meter.add(result, labels))
+            self._optimiser.zero_grad(set_to_none=True)
+            result.loss.backward()  # type: ignore[no-untyped-call]
+        self._optimiser.step()
+        self._step += 1
+        self.seconds += time.perf_counter() - start
+
+    def end_epoch(self, dataset: ImageDataset) -> dict[str, Any]:
+        """Measures the student on the validation split and keeps its weights if they are the best so far.
+
+        Returns:
+            The epoch's record: ``epoch``, ``learning_rate`` (of the last step), ``losses`` (the mean of the total and of each
+            term), ``train_top1`` and ``val_top1`` in percent, and what the distiller's ``epoch_report()`` returns.
+
+        Raises:
+            NonFiniteLossError: A loss of the epoch was NaN or infinite.
+            RunError: The student's logits are.
+        """
+        start = time.perf_counter()
+        self._stop_if(self._meter.flush())
+        report = getattr(self.distiller, "epoch_report", None)
+        record = {
+            "epoch": self.epoch,
+            "learning_rate": self._optimiser.param_groups[0]["lr"],
+            "losses": self._meter.means(),
+            "train_top1": self._meter.top1(),
+            "val_top1": self._validation_top1(dataset),
+            **(report() if callable(report) else {}),
+        }
+        if not self.best_epoch or record["val_top1"] > self.history[self.best_epoch - 1]["val_top1"]:
+            self.best_epoch = self.epoch
+            self.best_student = _copy(self.student.state_dict())
+            self.best_heads = _copy(head_weights(self.distiller, self.student))
+        self.history.append(record)
+        self.seconds += time.perf_counter() - start
+        return record
+
+    def restore_best(self) -> None:
+        """Puts the weights of the best epoch back into the student and the heads."""
+        self.student.load_state_dict(self.best_student)
+        self.distiller.load_state_dict(self.best_heads, strict=False)
+
+    def _validation_top1(self, dataset: ImageDataset) -> float:
+        try:
+            scores, _ = evaluate(self.student, dataset.validation, dataset.mean, dataset.std, self.settings.batch_size)
+        except RunError as error:
+            raise RunError(f"{self.name}, validation after epoch {self.epoch}: {error} {self._what_stays()}") from error
+        return scores.top1
+
+    def _stop_if(self, found: NonFinite | None) -> None:
+        if found is None:
+            return
+        terms = ", ".join(f"{name}={value:g}" for name, value in found.terms.items())
+        rate = learning_rate(self.settings, self.epoch, found.step - 1, self.steps_per_epoch)
+        raise NonFiniteLossError(
+            f"{self.name}, epoch {self.epoch}, step {found.step} of {self.steps_per_epoch}: the loss is {found.loss:g} "
+            f"({terms}) at a learning rate of {rate:g}. Lower learning_rate, lengthen warmup_epochs, or lower the weight of "
+            f"the term that is not finite. {self._what_stays()}"
+        )
+
+    def _what_stays(self) -> str:
+        if not self.best_epoch:
+            return "No epoch was finished before, so no weights were kept."
+        return f"The best weights so far, of epoch {self.best_epoch}, stay."
+
+
+def head_weights(distiller: nn.Module, student: nn.Module) -> Weights:
+    """Returns every tensor of a distiller's state that is neither the student's nor the teacher's, by its name there."""
+    # By identity, not by name: wrappers nest, and a distiller may keep its networks under any name.
+    networks = [student, getattr(distiller, "teacher", None)]
+    known = {
+        id(tensor)
+        for network in networks
+        if isinstance(network, nn.Module)
+        for tensor in network.state_dict(keep_vars=True).values()
+    }
+    state = distiller.state_dict(keep_vars=True)
+    return {name: value for name, value in state.items() if isinstance(value, Tensor) and id(value) not in known}
+
+
+def _student_of(distiller: nn.Module) -> nn.Module:
+    student = getattr(distiller, "student", None)
+    if not isinstance(student, nn.Module):
+        raise InputError(
+            f"{type(distiller).__name__} has no network under the name 'student', so there is nothing to evaluate and to save. "
+            "Set its attribute student to the network that it trains."
+        )
+    compiled = getattr(student, "_orig_mod", None)
+    return compiled if isinstance(compiled, nn.Module) else student
+
+
+def _trainable_parameters(distiller: nn.Module) -> list[nn.Parameter]:
+    """Returns ``distiller.trainable_parameters()``, or for a distiller without it everything but the teacher."""
+    own = getattr(distiller, "trainable_parameters", None)
+    if callable(own):
+        parameters = list(own())
+    else:
+        teacher = getattr(distiller, "teacher", None)
+        frozen = {id(p) for p in teacher.parameters()} if isinstance(teacher, nn.Module) else set()
+        parameters = [p for p in distiller.parameters() if p.requires_grad and id(p) not in frozen]
+    if not parameters:
+        raise InputError(f"{type(distiller).__name__} has no parameter to train: check requires_grad of its student.")
+    return parameters
+
+
+def _copy(weights: Weights) -> Weights:
+    return {name: value.detach().clone() for name, value in weights.items() if isinstance(value, Tensor)}

@@ -1,0 +1,227 @@
+"""Trains distillers: epochs, validation, the choice of the weights, and the test split at the very end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tmkd_plugin.data.batches import Batch, batch_bounds, training_batches
+from tmkd_plugin.data.dataset import ImageDataset
+from tmkd_plugin.errors import InputError
+from tmkd_plugin.training.arm import Arm
+from tmkd_plugin.training.metrics import evaluate
+from tmkd_plugin.training.progress import Progress, SilentProgress
+from tmkd_plugin.training.run_folder import RunFolder
+from tmkd_plugin.training.settings import TrainingSettings
+
+
+@dataclass(frozen=True)
+class EpochScores:
+    """The student after one epoch, in percent.
+
+    Attributes:
+        epoch: From 1.
+        val_top1: Top-1 on the validation split.
+        top1: Top-1 on the test split.
+        top5: Top-5 there; see :class:`~tmkd_plugin.training.metrics.Scores`.
+        recall: Macro recall there.
+    """
+
+    epoch: int
+    val_top1: float
+    top1: float
+    top5: float
+    recall: float
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """What training one arm gave.
+
+    Attributes:
+        best: The epoch with the highest validation top-1, the earliest of equals.
+        last: The last epoch.
+        history: One record an epoch, as in ``history.jsonl``.
+        seconds: Wall time that the arm takes alone: its own steps and evaluations, and the making of the batches. It is
+            no function of the seed, and stands in no file that a run writes.
+    """
+
+    best: EpochScores
+    last: EpochScores
+    history: list[dict[str, Any]]
+    seconds: float
+
+
+def train_distiller(
+    distiller: nn.Module,
+    dataset: ImageDataset,
+    settings: TrainingSettings,
+    *,
+    seed: int,
+    folder: Path,
+    progress: Progress | None = None,
+    device: str | torch.device = "cpu",
+    name: str = "student",
+) -> ArmResult:
+    """Trains one distiller; the case of one arm of :func:`train_distillers`.
+
+    Args:
+        distiller: See :class:`~tmkd_plugin.training.arm.Arm`. It ends with the weights of the best epoch.
+        dataset: The weights are chosen on its validation split; its test split is touched at the end only.
+        settings: The recipe.
+        seed: Order, augmentation and dropout are functions of it. The same seed gives the same bits in every file on the
+            same machine type, version of torch and number of threads.
+        folder: Where the files of the run go; see :class:`~tmkd_plugin.training.run_folder.RunFolder`.
+        progress: What shows how far it is; None for nothing.
+        device: Where to train.
+        name: What messages and the progress call it.
+
+    Returns:
+        The scores of the best and the last epoch.
+
+    Raises:
+        InputError: Data set, settings and student don't fit each other; nothing was trained.
+        NonFiniteLossError: A loss became NaN or infinite; the best weights so far are in the folder.
+    """
+    arms = {name: distiller}
+    folders = {name: folder}
+    return train_distillers(arms, dataset, settings, seed=seed, folders=folders, progress=progress, device=device)[name]
+
+
+def train_distillers(
+    distillers: Mapping[str, nn.Module],
+    dataset: ImageDataset,
+    settings: TrainingSettings,
+    *,
+    seed: int,
+    folders: Mapping[str, Path],
+    progress: Progress | None = None,
+    device: str | torch.device = "cpu",
+) -> dict[str, ArmResult]:
+    """Trains several distillers side by side on the same batches; each gives the same bits as alone.
+
+    Args:
+        distillers: By name; no two may share a student.
+        dataset: See :func:`train_distiller`, also for the arguments that follow.
+        settings: One recipe for all.
+        seed: One seed for all.
+        folders: The folder of each name.
+        progress: ...
+        device: ...
+
+    Returns:
+        The result of each name.
+    """
+    train = dataset.train.to(device)
+    steps = check_splits(dataset, settings)
+    arms = [
+        Arm(name, distiller, settings, seed=seed, steps_per_epoch=steps, device=device)
+        for name, distiller in distillers.items()
+    ]
+    for arm in arms:
+        arm.check(dataset)
+    files = {arm.name: RunFolder(folders[arm.name]) for arm in arms}
+
+    def batches(epoch: int) -> Iterable[Batch]:
+        return training_batches(
+            train,
+            dataset.augmentation,
+            dataset.mean,
+            dataset.std,
+            batch_size=settings.batch_size,
+            seed=seed,
+            epoch=epoch,
+        )
+
+    def save(arm: Arm, record: dict[str, Any]) -> None:
+        # Weights before history: a line in the history means that its weights, if they are the best, are on disk.
+        if arm.best_epoch == arm.epoch:
+            files[arm.name].save_best(arm.epoch, arm.best_student, arm.best_heads)
+        files[arm.name].save_epoch(record)
+
+    batch_seconds = train_arms(arms, batches, dataset, after_epoch=save, progress=progress)
+    return {arm.name: _finish(arm, dataset, files[arm.name], batch_seconds) for arm in arms}
+
+
+def train_arms(
+    arms: Sequence[Arm],
+    batches: Callable[[int], Iterable[Batch]],
+    dataset: ImageDataset,
+    *,
+    after_epoch: Callable[[Arm, dict[str, Any]], None],
+    progress: Progress | None = None,
+) -> float:
+    """Runs every epoch of arms that share a recipe.
+
+    Args:
+        arms: At least one, fresh.
+        batches: The batches of an epoch, which counts from 1.
+        dataset: Where the validation split is taken from.
+        after_epoch: Called with each arm and its record when its epoch is done.
+        progress: What shows how far it is; None for nothing.
+
+    Returns:
+        The seconds that the making of the batches took.
+    """
+    progress = progress or SilentProgress()
+    epochs, device = arms[0].settings.epochs, next(arms[0].student.parameters()).device
+    batch_seconds = 0.0
+    try:
+        for arm in arms:
+            progress.begin(arm.name, arm.seed, epochs, arm.steps_per_epoch)
+        for epoch in range(1, epochs + 1):
+            for arm in arms:
+                arm.begin_epoch()
+            start = time.perf_counter()
+            for batch in batches(epoch):
+                images, labels = batch.images.to(device), batch.labels.to(device)
+                batch_seconds += time.perf_counter() - start
+                for arm in arms:
+                    arm.step(images, labels)
+                    progress.step(arm.name)
+                start = time.perf_counter()
+            for arm in arms:
+                record = arm.end_epoch(dataset)
+                after_epoch(arm, record)
+                progress.epoch(arm.name, epoch, record["losses"]["loss"], record["val_top1"])
+    finally:
+        for arm in arms:
+            progress.end(arm.name)
+    return batch_seconds
+
+
+def check_splits(dataset: ImageDataset, settings: TrainingSettings) -> int:
+    """Refuses a data set with an empty split; returns the number of steps in an epoch."""
+    for name in ("train", "validation", "test"):
+        if len(getattr(dataset, name)) == 0:
+            raise InputError(
+                f"The {name} split of the data set '{dataset.name}' is empty: training needs images to train on, to choose the "
+                "weights by (validation_fraction=) and to report."
+            )
+    return len(batch_bounds(len(dataset.train), settings.batch_size))
+
+
+def _finish(arm: Arm, dataset: ImageDataset, files: RunFolder, batch_seconds: float) -> ArmResult:
+    """Evaluates the last and the best weights on the test split, which nothing has touched before."""
+    start = time.perf_counter()
+    files.save_last(arm.epoch, arm.student.state_dict())
+    last, logits = _test_scores(arm, dataset, arm.epoch)
+    best = last
+    if arm.best_epoch != arm.epoch:
+        arm.restore_best()
+        best, logits = _test_scores(arm, dataset, arm.best_epoch)
+    files.save_predictions(dataset.test.ids, dataset.test.labels, logits)
+    seconds = arm.seconds + batch_seconds + time.perf_counter() - start
+    return ArmResult(best=best, last=last, history=arm.history, seconds=seconds)
+
+
+def _test_scores(arm: Arm, dataset: ImageDataset, epoch: int) -> tuple[EpochScores, Tensor]:
+    scores, logits = evaluate(arm.student, dataset.test, dataset.mean, dataset.std, arm.settings.batch_size)
+    val_top1 = arm.history[epoch - 1]["val_top1"]
+    return EpochScores(epoch, val_top1, scores.top1, scores.top5, scores.recall), logits
