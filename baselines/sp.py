@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
-
 from tmkd_plugin.baselines.checks import check_weights, present
 from tmkd_plugin.baselines.tensors import paired_rows, unit_vectors, without_autocast
+from torch import Tensor, nn
+
 from tmkd_plugin.distiller import Distiller, cross_entropy, total
 from tmkd_plugin.errors import InputError, unknown_name
-from tmkd_plugin.model_output import SUBSTITUTE, OutputReader
+from tmkd_plugin.model_output import OutputReader
 from tmkd_plugin.settings import Setting
 
 SP_MAPS = ("pre_pool", "mdistiller")
@@ -101,20 +101,14 @@ class SP(Distiller):
         super().__init__(student, teacher, input_size=input_size)
         self.student_reader.require_feature_map("SP")
         self.teacher_reader.require_feature_map("SP")
-        self._teacher_map_is_special = False
         if sp_map == "mdistiller":
             _read_mdistillers_map(self.student_reader)
-            self._teacher_map_is_special = _read_mdistillers_map(self.teacher_reader)
+            _read_mdistillers_map(self.teacher_reader)
         self.ce_weight = ce_weight
         self.sp_weight = sp_weight
 
     def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """See :meth:`Distiller.forward`."""
-        if self._teacher_map_is_special and SUBSTITUTE in self.teacher.__dict__:
-            raise InputError(
-                f"sp_map='mdistiller' takes a map of the teacher ({type(self.teacher).__name__}) that an enhancer does not "
-                "fuse; wrap SP with the default sp_map='pre_pool'."
-            )
         student = self.read_student(images)
         teacher = self.read_teacher(images)
         similarity = sp_loss(
@@ -128,8 +122,8 @@ class SP(Distiller):
         return total(student.logits, terms)
 
 
-def _read_mdistillers_map(reader: OutputReader) -> bool:
-    """Makes the reader return mdistiller's ``feats[-1]`` where that is not the tensor that enters pooling, and says so."""
+def _read_mdistillers_map(reader: OutputReader) -> None:
+    """Makes the reader return mdistiller's ``feats[-1]`` where that is not the tensor that enters pooling."""
     from tmkd_plugin.zoo.mobilenet import MobileNetV2
     from tmkd_plugin.zoo.shufflenet import ShuffleNetV2
     from tmkd_plugin.zoo.wide_resnet import WideResNet
@@ -143,7 +137,7 @@ def _read_mdistillers_map(reader: OutputReader) -> bool:
     elif isinstance(network, MobileNetV2):
         stage = network.blocks[-1]
     else:
-        return False
+        return
     reader.plan = replace(
         reader.plan,
         map_module=stage,
@@ -152,4 +146,3 @@ def _read_mdistillers_map(reader: OutputReader) -> bool:
         has_class_maps=False,
         no_class_maps_because="its reader returns mdistiller's map",
     )
-    return True

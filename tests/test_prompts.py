@@ -28,7 +28,7 @@ def test_a_name_is_put_in_literally(name):
 
 
 def test_an_unknown_view_is_refused_with_the_nearest_one():
-    with pytest.raises(InputError, match="Unknown view 'edges'. Did you mean 'edge'"):
+    with pytest.raises(InputError, match=r"Unknown view 'edges'. Did you mean 'edge'"):
         prompts_for(["cat"], "edges")
 
 
@@ -71,7 +71,7 @@ def test_unusable_class_names_are_named(given, message):
 
 
 def test_a_wrong_count_says_both_counts_and_the_names():
-    with pytest.raises(InputError, match="2 were given, 10 are expected.*'cat', 'dog'"):
+    with pytest.raises(InputError, match=r"2 were given, 10 are expected.*'cat', 'dog'"):
         check_class_names(["cat", "dog"], expected_count=10)
     with pytest.raises(InputError, match="0 were given, 10 are expected"):
         check_class_names([], expected_count=10)

@@ -1,6 +1,7 @@
 """Views against OpenCV plane by plane, and against the equations written as loops in float64."""
 
 import functools
+import itertools
 import math
 import os
 import subprocess
@@ -97,7 +98,7 @@ def read_jpegs(archive, count):
     """Decodes the first images of a pack of JPEG files, uint8 (count,3,H,W)."""
     with np.load(archive, allow_pickle=False) as pack:
         blob, offsets = pack["blob"], pack["offsets"]
-    spans = zip(offsets[:count], offsets[1 : count + 1], strict=True)
+    spans = itertools.pairwise(offsets[: count + 1])
     images = np.stack([cv2.imdecode(blob[start:end], cv2.IMREAD_COLOR) for start, end in spans])
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
 
@@ -412,11 +413,11 @@ class TestMakeViews:
         for view in make_views(torch.from_numpy(images), settings=chosen):
             assert view.dtype == torch.float32
             assert view.shape == images.shape
-            assert 0 <= view.min()
+            assert view.min() >= 0
             assert view.max() <= 255
 
     def test_unknown_view_is_refused_with_the_nearest_name(self):
-        with pytest.raises(InputError, match="Unknown view 'edges'. Did you mean 'edge'?"):
+        with pytest.raises(InputError, match=r"Unknown view 'edges'\. Did you mean 'edge'\?"):
             make_views(random_pixels(1, 3, 4, 4), ["rgb", "edges"])
 
     def test_settings_have_a_source_and_a_meaning_and_the_defaults_of_the_functions(self):
@@ -497,7 +498,7 @@ class TestCheckImages:
             check_images(torch.zeros(2, 8, 8, 3))
 
     def test_integer_images(self):
-        with pytest.raises(InputError, match="torch.uint8.*divide them by 255"):
+        with pytest.raises(InputError, match=r"torch.uint8.*divide them by 255"):
             check_images(random_pixels(2, 3, 8, 8))
 
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -524,5 +525,5 @@ class TestCheckImages:
         images[0, 2] = 1.5
         check_images(images, None, (0.5, 0.5, 0.6))
         images[0, 0], images[0, 2] = 1.5, 0.0
-        with pytest.raises(InputError, match="between 0.000 and 2.000"):
+        with pytest.raises(InputError, match=r"between 0.000 and 2.000"):
             check_images(images, None, (0.9, 0.5, 0.6))

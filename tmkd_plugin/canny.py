@@ -130,7 +130,7 @@ def _canny_cv2(cv2: ModuleType, images: Tensor, low: float, high: float, l2_grad
             rows = gradient.reshape(-1, height + 2, width)
             rows[:, 0] = rows[:, -1] = 0
         found = cv2.Canny(*gradients, low, high, L2gradient=bool(l2_gradient)).reshape(-1, height + 2, width)
-        torch.ne(torch.from_numpy(found)[:, 1:-1], 0, out=flat_edges[part])
+        np.not_equal(found[:, 1:-1], 0, out=flat_edges[part].numpy())  # ten times faster than torch's
     return edges
 
 

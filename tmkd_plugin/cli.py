@@ -15,7 +15,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from tmkd_plugin.errors import InputError, TmkdError, TmkdNotice
 from tmkd_plugin.presets import describe_preset, preset_names
@@ -44,8 +44,8 @@ LISTS = ("baselines", "networks", "presets", "datasets")
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors suggest what may have been meant."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         """Prints the problem in one line, the nearest known word and where to look, and exits with 2."""
@@ -77,7 +77,9 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"tmkd {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
     _add_bench(commands)
-    lists = commands.add_parser("list", help="show what can be given by name", description="Show what can be given by name.")
+    lists = commands.add_parser(
+        "list", help="show what can be given by name", description="Show what can be given by name."
+    )
     lists.add_argument("what", choices=LISTS, help=", ".join(LISTS))
     lists.set_defaults(run=_run_list)
     return parser
@@ -92,25 +94,64 @@ def _add_bench(commands: Any) -> None:
     )
     what = bench.add_argument_group("what is compared")
     add = what.add_argument
-    add("--baseline", metavar="NAME", help="kd, rkd, sp, catkd, tekap, several with commas, all, or module:Class (default: kd)")
-    add("--enhancer", metavar="NAME", help="tmkd: each baseline alone and with TMKD; none: the baselines alone (default: tmkd)")
-    add("--controls", action="store_true", help="add two control arms for each baseline: + logit KL, and an RGB-trained teacher")
+    add(
+        "--baseline",
+        metavar="NAME",
+        help="kd, rkd, sp, catkd, tekap, several with commas, all, or module:Class (default: kd)",
+    )
+    add(
+        "--enhancer",
+        metavar="NAME",
+        help="tmkd: each baseline alone and with TMKD; none: the baselines alone (default: tmkd)",
+    )
+    add(
+        "--controls",
+        action="store_true",
+        help="add two control arms for each baseline: + logit KL; RGB-trained teacher",
+    )
     add("--seeds", metavar="SEEDS", help="3 for seeds 0, 1, 2; or a list 0,1,5; or a range 8-15 (default: 3)")
     data = bench.add_argument_group("data and networks")
     add = data.add_argument
-    add("--dataset", metavar="NAME|DIR", help="digits, or a folder with train/<class>/ and test/<class>/ (default: digits)")
-    add("--teacher", metavar="NET", help="teacher network, see `tmkd list networks`; also timm/<name>, torchvision/<name>")
-    add("--teacher-views", metavar="VIEWS", help="what the teacher is trained on: rgb, or all (a view drawn for each image)")
+    add(
+        "--dataset",
+        metavar="NAME|DIR",
+        help="digits, or a folder with train/<class>/ and test/<class>/ (default: digits)",
+    )
+    add(
+        "--teacher",
+        metavar="NET",
+        help="teacher network, see `tmkd list networks`; also timm/<name>, torchvision/<name>",
+    )
+    add(
+        "--teacher-views",
+        metavar="VIEWS",
+        help="what the teacher is trained on: rgb, or all (a view drawn for each image)",
+    )
     add("--teacher-checkpoint", metavar="FILE", help="weights of your own teacher, instead of training one")
     add("--student", metavar="NET", help="student network")
-    add("--text", metavar="SOURCE", help="text teacher: small_clip, MODEL/TAG of open_clip, or a file of embeddings (.npz)")
+    add(
+        "--text",
+        metavar="SOURCE",
+        help="text teacher: small_clip, MODEL/TAG of open_clip, or a file of embeddings (.npz)",
+    )
     values = bench.add_argument_group("values and files")
     add = values.add_argument
     add("--preset", metavar="NAME|FILE", help=f"{', '.join(preset_names())}, or a YAML file (default: by the data set)")
-    add("--set", metavar="KEY=VALUE", action="append", default=[], help="change one value, such as training.epochs=20; repeatable")
+    add(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="change a value, such as training.epochs=20; repeatable",
+    )
     add("--out", metavar="DIR", type=Path, help="folder of the results (default: runs/<dataset>-<baseline>-<enhancer>)")
     add("--overwrite", action="store_true", help="replace results that stand there")
-    add("--threads", metavar="N", type=_threads, help="CPU threads (default: torch's choice); results depend on it in the last bits")
+    add(
+        "--threads",
+        metavar="N",
+        type=_threads,
+        help="CPU threads, which results depend on in the last bits (default: torch's)",
+    )
     add("--quiet", action="store_true", help="print the outcome only")
     add("--debug", action="store_true", help="show the traceback of an unexpected error")
     bench.set_defaults(run=_run_bench)
@@ -128,7 +169,17 @@ def _run_bench(arguments: argparse.Namespace) -> int:
     assignments = parse_assignments(arguments.set)
     from tmkd_plugin.bench.command import BenchOptions, bench
 
-    names = ("dataset", "teacher", "teacher_views", "teacher_checkpoint", "student", "baseline", "enhancer", "seeds", "text")
+    names = (
+        "dataset",
+        "teacher",
+        "teacher_views",
+        "teacher_checkpoint",
+        "student",
+        "baseline",
+        "enhancer",
+        "seeds",
+        "text",
+    )
     flags = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     if arguments.controls:
         flags["controls"] = True
@@ -157,10 +208,9 @@ def _run_list(arguments: argparse.Namespace) -> int:
 
 
 def _baseline_lines() -> list[str]:
-    from tmkd_plugin.baselines import BASELINES
+    from tmkd_plugin.baselines import BASELINES, baseline_class
     from tmkd_plugin.bench.arms import enhancer_class, title_of
     from tmkd_plugin.bench.configuration import section_of
-    from tmkd_plugin.baselines import baseline_class
 
     lines = []
     methods = [(name, baseline_class(name)) for name in BASELINES]
@@ -180,7 +230,10 @@ def _network_lines() -> list[str]:
 def _dataset_lines() -> list[str]:
     from tmkd_plugin.data import NAMED_DATASETS
 
-    return [*NAMED_DATASETS, "DIR  a folder with train/<class>/ and test/<class>/, or with <class>/, which is then split"]
+    return [
+        *NAMED_DATASETS,
+        "DIR  a folder with train/<class>/ and test/<class>/, or with <class>/, which is then split",
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -207,7 +260,9 @@ def _run(parsed: argparse.Namespace) -> int:
     except TmkdError as error:
         return _report(f"error: the run failed: {error}", RUN_FAILED, debug)
     except KeyboardInterrupt:
-        print("\nInterrupted. What was written is whole; the same command starts the comparison again.", file=sys.stderr)
+        print(
+            "\nInterrupted. What was written is whole; the same command starts the comparison again.", file=sys.stderr
+        )
         return INTERRUPTED
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -231,7 +286,14 @@ def _write_traceback() -> Path:
     return Path(file.name)
 
 
-def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     """Shows our own notices in plain words, other people's warnings as Python does."""
     own = issubclass(category, TmkdNotice) or category.__module__.startswith("tmkd_plugin")
     text = f"note: {message}\n" if own else warnings.formatwarning(message, category, filename, lineno)

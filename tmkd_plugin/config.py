@@ -209,7 +209,9 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
         path, equals, text = assignment.partition("=")
         *section, key = [part.strip() for part in path.split(".")]
         if not equals or not key or len(section) > 1 or "" in section:
-            raise InputError(f"--set {assignment}: expected key=value or section.key=value, such as training.epochs=20.")
+            raise InputError(
+                f"--set {assignment}: expected key=value or section.key=value, such as training.epochs=20."
+            )
         target = values.setdefault(section[0], {}) if section else values
         if not isinstance(target, dict):
             raise InputError(f"--set {assignment}: '{section[0]}' was given a value before, so it can't be a section.")

@@ -92,7 +92,7 @@ class TMKDEnhancer(TeacherFreeState):
         self.seed = seed
 
         self.student_reader = OutputReader(self.student, "student", input_size)
-        teacher_reader = OutputReader(self.teacher, "teacher", input_size)
+        teacher_reader = self._teacher_reader(input_size)
         self.class_names = self._check_classes(class_names, teacher_reader.num_classes)
         self.multi_view = MultiViewTeacher(teacher_reader, views, mean, std, of_views, tmkd.logit_source)
         if not isinstance(text, TextEmbeddings):
@@ -135,8 +135,9 @@ class TMKDEnhancer(TeacherFreeState):
                 own = read_return(self.distiller(images, labels, *args, **kwargs))
             per_view, labels_seen = answers.first_call()
             student = self.student_reader.recorded()
+        self._check_pairing(labels, labels_seen)
         noise = generator_for(self.seed, "feature noise", self._step)
-        added = self.heads.terms(self.multi_view, student, per_view, labels_seen, table, noise)
+        added = self.heads.terms(self.multi_view, student, per_view, labels, table, noise)
         self._step += self.training
         # The distiller's own loss comes first and whole: with no added term it is left as it is, bit for bit.
         loss = sum_of({"own": own.loss, **added})
@@ -188,6 +189,13 @@ class TMKDEnhancer(TeacherFreeState):
         else:
             setattr(self, name, network)
 
+    def _teacher_reader(self, input_size: int | None) -> OutputReader:
+        # A distiller of this package may read another map of its teacher than usual (SP's sp_map): that one is fused then.
+        existing = getattr(self.distiller, "teacher_reader", None)
+        if isinstance(existing, OutputReader) and existing.model is self.teacher:
+            return existing
+        return OutputReader(self.teacher, "teacher", input_size)
+
     def _check_classes(self, class_names: Sequence[str], num_classes: int) -> list[str]:
         if self.student_reader.num_classes != num_classes:
             raise InputError(
@@ -229,6 +237,17 @@ class TMKDEnhancer(TeacherFreeState):
                 stacklevel=4,
             )
         return 1.0 if has_own is False else 0.0
+
+    def _check_pairing(self, labels: Tensor, teacher_labels: Tensor) -> None:
+        """Refuses to compare the student's rows with a teacher's that are of other images."""
+        if teacher_labels is labels or (teacher_labels.shape == labels.shape and torch.equal(teacher_labels, labels)):
+            return
+        if self.heads.feature_projection is not None or self.heads.logit_weight:
+            raise InputError(
+                "teacher_labels= differ from labels, so the rows of the teacher and of the student are not the same images "
+                "and TMKD's feature and logit KL can't pair them. Give both the same order, or set feature_weight=0 and "
+                "logit_weight=0, which leaves the fused teacher and the text contrast."
+            )
 
     def _head_parameters(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.heads.parameters() if parameter.requires_grad]

@@ -31,6 +31,8 @@ from tmkd_plugin.text_encoder import (
 )
 from tmkd_plugin.text_sources import check_embeddings, embeddings_from_callable, embeddings_from_file
 
+__all__ = ["DEFAULT_TEXT_MODEL", "SharedTextWarning", "TextEmbeddings", "TextSource", "main", "text_embeddings"]
+
 TextSource: TypeAlias = "str | Path | torch.Tensor | np.ndarray | Callable[[list[str]], torch.Tensor]"
 
 _KINDS = (

@@ -52,9 +52,7 @@ class ViewSettings:
     edge_alpha: float = setting(0.3, "ours", "Eq 1: weight of the edge map (0 or 255) added to the image; 0 or more")
     canny_low: float = setting(100, "ours", "Canny's lower threshold on the Sobel magnitude of uint8 pixels")
     canny_high: float = setting(200, "ours", "Canny's upper threshold, in the same units")
-    canny_l2_gradient: bool = setting(
-        False, "ours", "Canny's magnitude: the L2 norm instead of OpenCV's default, L1"
-    )
+    canny_l2_gradient: bool = setting(False, "ours", "Canny's magnitude: the L2 norm instead of OpenCV's default, L1")
     high_frequency_weight: float = setting(1.0, "ours", "Eq 2: weight of image minus blurred image; 0 or more")
     blur_kernel_size: int | None = setting(
         None, "ours", "Eq 2: side of the Gaussian kernel in pixels, odd; None: 3 up to 64 pixels (shorter side), else 5"
@@ -125,7 +123,8 @@ def edge_view(
     """
     _check_weight("The edge view's alpha", alpha)
     edges = canny(images, low, high, l2_gradient)
-    return images.to(torch.float32).add_(edges, alpha=255.0 * alpha).clamp_(0, 255)
+    # As bytes: torch adds bool to float three times slower.
+    return images.to(torch.float32).add_(edges.view(torch.uint8), alpha=255.0 * alpha).clamp_(0, 255)
 
 
 def high_frequency_view(

@@ -85,7 +85,9 @@ class TestTraps:
         loss.backward()
         assert torch.equal(student.grad[1, 3], torch.zeros(4, 4, dtype=torch.float64))
         others = student.grad.abs().amax(dim=(2, 3))
-        assert (others[:, :3] > 0).sum() == 8  # all but the plane whose teacher is zero: (unit vector)² has no slope
+        assert (
+            others[:, :3] > 1e-12
+        ).sum() == 8  # all but the plane whose teacher is zero: (unit vector)² has no slope
         assert others.max() < 1
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -6,7 +6,9 @@ import pytest
 import torch
 from tmkd_plugin.baselines.sp import SP, sp_loss
 
+from tmkd_plugin import TMKDEnhancer
 from tmkd_plugin.errors import InputError
+from tmkd_plugin.fusion import fuse
 from tmkd_plugin.zoo import build_network
 
 
@@ -137,7 +139,7 @@ def test_networks_without_a_map_are_refused_by_name(student, token_net):
     [("wrn_16_1", "block3", 64), ("shufflenetv2", "layer3", 464), ("mobilenetv2", "blocks.6", 160)],
 )
 def test_mdistillers_map(student, batch, name, module, channels):
-    images, labels = batch
+    images, labels = (each[:3] for each in batch)
     teacher = build_network(name, 5)
     distiller = SP(student, teacher, sp_map="mdistiller").eval()
     seen = []
@@ -156,13 +158,17 @@ def test_mdistillers_map_is_the_tensor_before_pooling_elsewhere(student, batch):
     assert torch.equal(ours, theirs)
 
 
-def test_mdistillers_map_under_an_enhancer_is_refused(student, batch):
-    from tmkd_plugin.model_output import SUBSTITUTE
-
-    distiller = SP(student, build_network("wrn_16_1", 5), sp_map="mdistiller")
-    distiller.teacher.__dict__[SUBSTITUTE] = lambda images: None
-    with pytest.raises(InputError, match="default sp_map='pre_pool'"):
-        distiller(*batch)
+def test_mdistillers_map_is_fused_under_an_enhancer(student, batch):
+    images, labels = batch[0].clamp(0, 1), batch[1]
+    teacher = build_network("wrn_16_1", 5)
+    text = torch.nn.functional.normalize(torch.rand(3, 5, 8, generator=torch.Generator().manual_seed(0)), dim=2)
+    enhancer = TMKDEnhancer(SP(student, teacher, sp_map="mdistiller"), list("abcde"), text=text).eval()
+    seen = []
+    teacher.block3.register_forward_hook(lambda module, args, output: seen.append(output))
+    out = enhancer(images, labels)
+    edge, high_frequency, rgb = seen
+    fused = fuse([rgb, edge, high_frequency], enhancer.fusion_table().detach()[labels])
+    torch.testing.assert_close(out["sp"], 3000 * sp_loss(maps_of(student, images), fused))
 
 
 def test_unknown_map(student, teacher):

@@ -20,7 +20,7 @@ def make_tree(tmp_path):
 
     def make(counts, name="pictures", size=(40, 40)):
         root = tmp_path / name
-        root.mkdir(exist_ok=True)
+        root.mkdir(parents=True, exist_ok=True)
         for place, (folder, count) in enumerate(counts.items()):
             (root / folder).mkdir(parents=True, exist_ok=True)
             for index in range(count):

@@ -111,7 +111,7 @@ def test_smallest_classes_that_can_be_split(make_tree):
 
 def test_class_names_from_folder_names(make_tree):
     folders = ["001.Black_footed_Albatross", "002.Laysan_Albatross", "red__panda", "7_up", "3.14"]
-    data = load_dataset(make_tree({folder: 3 for folder in folders}))
+    data = load_dataset(make_tree(dict.fromkeys(folders, 3)))
     assert data.class_names == ["Black footed Albatross", "Laysan Albatross", "14", "7 up", "red panda"]
 
 
@@ -186,7 +186,7 @@ def test_links_are_followed_and_circles_end(make_tree, tmp_path):
         (tmp_path / "linked" / name).symlink_to(real / name, target_is_directory=True)
     expected = load_dataset(real).fingerprint
     assert load_dataset(tmp_path / "linked").fingerprint == expected
-    for place, target in (("cat/self", "."), ("cat/up", "../.."), ("dog/other", "../dog"), ("dog/loop", "loop")):
+    for place, target in (("cat/self", "."), ("cat/up", ".."), ("dog/other", "../dog"), ("dog/loop", "loop")):
         (real / place).symlink_to(target, target_is_directory=True)
     assert load_dataset(real).fingerprint == expected
 
@@ -206,7 +206,7 @@ def test_home_and_relative_paths(make_tree, tmp_path, monkeypatch):
 def test_real_images(tmp_path):
     pack = np.load(os.path.join(os.environ["TMKD_SHARED"], "data", "cifar10_jpeg_full.npz"), allow_pickle=False)
     names, offsets, blob = pack["class_names"], pack["offsets"], pack["blob"]
-    for index in range(300):
+    for index in range(0, 60_000, 200):
         folder = tmp_path / "cifar" / str(names[pack["labels"][index]])
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{index:05d}.jpg").write_bytes(blob[offsets[index] : offsets[index + 1]].tobytes())

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from tmkd_plugin.data.dataset import Augmentation, ImageDataset, ImageSplit, make_dataset
 from tmkd_plugin.randomness import forked_random_state, generator_for
 from tmkd_plugin.training.settings import TrainingSettings
-from torch import Tensor, nn
 
 CLASSES = ["red", "green", "blue"]
 
@@ -20,14 +21,6 @@ def _split(name: str, count: int, first_id: int) -> ImageSplit:
     images = torch.randint(0, 200, (count, 3, 8, 8), generator=generator)
     images[torch.arange(count), labels] += 30
     return ImageSplit(images.clamp(max=255).to(torch.uint8), labels, torch.arange(first_id, first_id + count))
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

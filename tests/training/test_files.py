@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
-import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+
 from tmkd_plugin.training import files
 
 
@@ -44,19 +46,18 @@ def test_an_exception_in_a_first_write_leaves_nothing(tmp_path):
     assert content(tmp_path) == {}
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_killed_process_leaves_the_old_file_and_its_rest_is_removed_later(tmp_path):
     target = tmp_path / "results.json"
     files.write_json(target, 1)
     before = content(tmp_path)
-    script = f"""
-        import os, signal
-        from tmkd_plugin.training.files import atomic_file
-        with atomic_file({str(target)!r}) as file:
+    child = os.fork()
+    if child == 0:
+        with files.atomic_file(target) as file:
             file.write(b"half")
             file.flush()
             os.kill(os.getpid(), signal.SIGKILL)
-    """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert target.read_bytes() == before["results.json"]
     assert len(content(tmp_path)) == 2  # what a killed process can't clean up, under another name
     files.remove_temporary_files(tmp_path)
@@ -97,18 +98,22 @@ def test_tensors_of_any_layout_come_back_and_tied_ones_twice(tmp_path):
         assert file.metadata() == {"epoch": "3"}
 
 
-def test_the_bytes_of_tensors_do_not_depend_on_the_process(tmp_path):
-    script = """
-        import hashlib, sys, torch
-        from tmkd_plugin.training.files import save_predictions, save_tensors
-        names = sorted((f"layer{i}" for i in range(20)), key=hash)
-        save_tensors(sys.argv[1] + "/t", {name: torch.full((2,), float(name[5:])) for name in names}, epoch=1)
-        save_predictions(sys.argv[1] + "/p", torch.arange(3), torch.arange(3), torch.ones(3, 2))
-    """
-    for folder in ("a", "b"):
+WRITE_TENSORS = """
+import sys, torch
+from tmkd_plugin.training.files import save_predictions, save_tensors
+names = sorted((f"layer{i}" for i in range(20)), key=hash)
+save_tensors(sys.argv[1] + "/t", {name: torch.full((2,), float(name[5:])) for name in names}, epoch=1)
+save_predictions(sys.argv[1] + "/p", torch.arange(3), torch.arange(3), torch.ones(3, 2))
+"""
+
+
+def test_the_bytes_of_tensors_do_not_depend_on_the_process(tmp_path, monkeypatch):
+    for folder in ("here", "there"):
         (tmp_path / folder).mkdir()
-        subprocess.run([sys.executable, "-c", textwrap.dedent(script), tmp_path / folder], check=True)
-    assert content(tmp_path / "a") == content(tmp_path / "b")
+    monkeypatch.setattr(sys, "argv", ["", str(tmp_path / "here")])
+    exec(WRITE_TENSORS, {})
+    subprocess.run([sys.executable, "-c", WRITE_TENSORS, tmp_path / "there"], check=True)
+    assert content(tmp_path / "here") == content(tmp_path / "there")
 
 
 def test_no_tensors_make_a_valid_empty_file(tmp_path):

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from tmkd_plugin.distiller_return import read_return
 from tmkd_plugin.training.meter import LossMeter
 

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+
 from tmkd_plugin.data.dataset import ImageSplit
 from tmkd_plugin.errors import InputError, RunError
 from tmkd_plugin.training.metrics import evaluate, logits_of, scores_of
-from torch import nn
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 

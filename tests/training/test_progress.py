@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 
 import pytest
+
 from tmkd_plugin.errors import InputError
 from tmkd_plugin.training.progress import BarProgress, LineProgress, SilentProgress, training_progress
 
@@ -22,7 +23,10 @@ def test_a_log_gets_at_most_ten_plain_lines(epochs, lines):
     run(training_progress(stream=stream), epochs)
     written = stream.getvalue().splitlines()
     assert len(written) == lines
-    assert written[-1] == f"kd + tmkd, seed 3: epoch {epochs}/{epochs}, loss {1 / epochs:.4g}, val {50 + epochs / 10:.2f} %"
+    assert (
+        written[-1]
+        == f"kd + tmkd, seed 3: epoch {epochs}/{epochs}, loss {1 / epochs:.4g}, val {50 + epochs / 10:.2f} %"
+    )
     assert "\x1b" not in stream.getvalue()
     assert "\r" not in stream.getvalue()
 

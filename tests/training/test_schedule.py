@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tmkd_plugin.training.schedule import learning_rate
 from tmkd_plugin.training.settings import TrainingSettings
 

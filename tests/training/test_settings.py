@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+
 from tmkd_plugin.errors import InputError
 from tmkd_plugin.training.settings import TrainingSettings
 

@@ -6,12 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
 from tmkd_plugin.data.batches import evaluation_batches, training_batches
 from tmkd_plugin.errors import InputError
+from tmkd_plugin.randomness import forked_random_state
 from tmkd_plugin.training import teachers
 from tmkd_plugin.training.metrics import evaluate
 from tmkd_plugin.training.settings import TrainingSettings
 from tmkd_plugin.training.teachers import trained_teacher
+from tmkd_plugin.training.trainer import train_arms
 from tmkd_plugin.training.view_training import top1_by_view, view_of, with_random_views
 from tmkd_plugin.views import VIEW_NAMES, make_views
 from tmkd_plugin.zoo import build_network
@@ -55,6 +58,17 @@ def test_the_same_recipe_gives_the_same_bytes(dataset, tmp_path):
     assert folders[0].name == folders[1].name
     for name in ("teacher.safetensors", "teacher.json", "history.jsonl"):
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
+
+
+def test_the_best_epochs_weights_are_kept_though_the_last_ones_are_worse(dataset, tmp_path, monkeypatch):
+    def train_and_spoil(arms, *arguments, **keywords):
+        seconds = train_arms(arms, *arguments, **keywords)
+        arms[0].student.fc.bias.data += torch.tensor([1e3, 0.0, 0.0])
+        return seconds
+
+    monkeypatch.setattr(teachers, "train_arms", train_and_spoil)
+    teacher = trained_teacher(NAME, dataset, SHORT, views="rgb", cache_dir=tmp_path)
+    assert teacher.network.fc.bias.abs().max() < 100
 
 
 def test_whatever_decides_the_weights_decides_the_folder(dataset):
@@ -169,7 +183,9 @@ def shown(dataset, epoch=1, batch_size=16, seed=0):
 
 def drawn_views(dataset, epoch=1, **arguments):
     """Which view each image is shown in, found by comparing with all three."""
-    plain = {int(i): image for batch in one_epoch(dataset, epoch) for i, image in zip(batch.ids, batch.images, strict=True)}
+    plain = {
+        int(i): image for batch in one_epoch(dataset, epoch) for i, image in zip(batch.ids, batch.images, strict=True)
+    }
     found = {}
     for i, image in shown(dataset, epoch, **arguments).items():
         views = [view_of(plain[i][None], name, dataset.mean, dataset.std)[0] for name in VIEW_NAMES]
@@ -198,7 +214,9 @@ def test_a_view_is_made_from_the_pixels_and_normalised_again(dataset):
 
 
 def test_accuracy_by_view_equals_a_plain_loop(dataset):
-    network = build_network(NAME, 3, seed=1).eval()
+    # A linear map of the pixels answers differently to each view.
+    with forked_random_state(0, "linear network"):
+        network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3))
     measured = top1_by_view(network, dataset.test, dataset.mean, dataset.std, 16)
     (batch,) = evaluation_batches(dataset.test, dataset.mean, dataset.std, batch_size=50)
     with torch.no_grad():
@@ -207,6 +225,7 @@ def test_accuracy_by_view_equals_a_plain_loop(dataset):
     for name, answer in logits.items():
         assert measured[name] == pytest.approx(100 * float((answer.argmax(1) == dataset.test.labels).float().mean()))
     assert measured.keys() == logits.keys()
+    assert len(set(measured.values())) > 2
 
 
 def test_training_on_all_views_differs_from_training_on_rgb(dataset, tmp_path):

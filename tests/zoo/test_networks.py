@@ -77,14 +77,6 @@ def named_network(request):
     return request.param, build_network(request.param, 1000 if request.param in TORCHVISION_COUNTS else 100).eval()
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def family(name):
     if name.endswith("_cifar"):
         return "cifar"

@@ -118,7 +118,9 @@ def _check_folders(arms: Sequence[ArmSpec]) -> None:
     names: dict[str, str] = {}
     for arm in arms:
         if names.setdefault(arm.folder.lower(), arm.name) != arm.name:
-            raise InputError(f"The arms '{names[arm.folder.lower()]}' and '{arm.name}' would share a folder: run them apart.")
+            raise InputError(
+                f"The arms '{names[arm.folder.lower()]}' and '{arm.name}' would share a folder: run them apart."
+            )
 
 
 def expand_baselines(names: Sequence[str], known: Sequence[str]) -> list[str]:

@@ -89,8 +89,12 @@ def bench(options: BenchOptions) -> int:
 
 def _plan_lines(configuration: Configuration, preparation: Preparation, out: Path) -> list[str]:
     experiment, dataset = configuration.resolved.experiment, preparation.dataset
-    sizes = f"{len(dataset.train):,} training, {len(dataset.validation):,} validation, {len(dataset.test):,} test images"
-    teacher = experiment.teacher_checkpoint or f"trained on {'RGB' if experiment.teacher_views == 'rgb' else 'all views'}"
+    sizes = (
+        f"{len(dataset.train):,} training, {len(dataset.validation):,} validation, {len(dataset.test):,} test images"
+    )
+    teacher = (
+        experiment.teacher_checkpoint or f"trained on {'RGB' if experiment.teacher_views == 'rgb' else 'all views'}"
+    )
     return [
         f"Data set {dataset.name}: {sizes} of {dataset.image_size} px, {dataset.num_classes} classes",
         f"Preset {configuration.preset}; teacher {experiment.teacher} ({teacher}), student {experiment.student}",

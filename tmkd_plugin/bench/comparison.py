@@ -23,7 +23,7 @@ from tmkd_plugin.training.progress import Progress
 from tmkd_plugin.training.small_clip import train_small_clip, zero_shot_accuracy
 from tmkd_plugin.training.teachers import TrainedTeacher, trained_teacher
 from tmkd_plugin.training.trainer import train_distiller
-from tmkd_plugin.views import VIEW_NAMES
+from tmkd_plugin.views import VIEW_NAMES, ViewSettings
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,8 @@ class Comparison:
         preparation = self.preparation
         text, zero_shot = self._text()
         controls = {arm.control for arm in preparation.plan.arms}
-        teachers = {None: self._teacher(preparation.configuration.resolved.experiment.teacher_views)}
+        teachers: dict[str | None, TrainedTeacher] = {}
+        teachers[None] = self._teacher(preparation.configuration.resolved.experiment.teacher_views)
         if "rgb_teacher" in controls:
             teachers["rgb_teacher"] = self._teacher("rgb")
         cells: dict[ArmSpec, list[Cell]] = {arm: [] for arm in preparation.plan.arms}
@@ -100,16 +101,25 @@ class Comparison:
             dataset.validation.labels,
             dataset.class_names,
             cache_dir=self.cache_dir,
+            view_settings=self._view_settings(),
             progress=lambda epoch, top1: self.say(f"small CLIP, epoch {epoch}/{settings['epochs']}: val {top1:.2f} %"),
             **settings,
         )
         self.seconds.small_clip = time.perf_counter() - start
         test = dataset.test
         zero_shot = round(zero_shot_accuracy(clip.folder, test.images, test.labels, dataset.class_names), 4)
-        self.say(f"small CLIP: zero-shot top-1 on the test set {zero_shot:.2f} % (epoch {clip.epoch}, chosen by validation)")
+        self.say(
+            f"small CLIP: zero-shot top-1 on the test set {zero_shot:.2f} % (epoch {clip.epoch}, chosen by validation)"
+        )
         text = text_embeddings(dataset.class_names, clip.folder, views=VIEW_NAMES, cache_dir=self.cache_dir)
         # Its folder's name is this machine's business; results name what it is.
         return dataclasses.replace(text, source=SMALL_CLIP), zero_shot
+
+    def _view_settings(self) -> ViewSettings:
+        """Returns the thresholds and scales of the views, so that the text teacher learns those that the enhancer shows."""
+        given = self.preparation.configuration.settings_of(self.preparation.configuration.enhancer or "")
+        names = {field.name for field in dataclasses.fields(ViewSettings)}
+        return ViewSettings(**{name: value for name, value in given.items() if name in names})
 
     def _teacher(self, views: str) -> TrainedTeacher:
         experiment, start = self.preparation.configuration.resolved.experiment, time.perf_counter()

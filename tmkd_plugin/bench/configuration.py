@@ -13,15 +13,32 @@ from tmkd_plugin.config import COMMAND_LINE, Layer, Resolved, Section, resolve
 from tmkd_plugin.errors import InputError
 from tmkd_plugin.presets import EMBEDDED_DATASET, load_preset, preset_for
 from tmkd_plugin.settings import Setting
+from tmkd_plugin.tmkd_settings import TMKDSettings
 from tmkd_plugin.training.settings import TrainingSettings
+from tmkd_plugin.views import ViewSettings
 
 RECIPES = ("training", "teacher_training")
 SMALL_CLIP = "small_clip"
 SMALL_CLIP_SETTINGS = {
-    "epochs": Setting(10, "ours", "passes over the training images; the best of them by validation is taken; at least 1"),
+    "epochs": Setting(
+        10, "ours", "passes over the training images; the best of them by validation is taken; at least 1"
+    ),
     "seed": Setting(0, "ours", "seed of the small CLIP's training"),
 }
-_NETWORKS = ("self", "student", "teacher", "distiller", "class_names", "text", "mean", "std", "views", "seed", "input_size")
+ENHANCER_SETTINGS: dict[str, tuple[type, ...]] = {"tmkd": (TMKDSettings, ViewSettings)}
+_NETWORKS = (
+    "self",
+    "student",
+    "teacher",
+    "distiller",
+    "class_names",
+    "text",
+    "mean",
+    "std",
+    "views",
+    "seed",
+    "input_size",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +80,11 @@ def configure(flags: Mapping[str, Any], assignments: Mapping[str, Any], preset: 
     command_line = {**flags, **assignments}
     if preset is None:
         preset = preset_for(str(command_line.get("dataset", EMBEDDED_DATASET)))
-    layers = [Layer(f"preset {preset}", load_preset(preset)), Layer(COMMAND_LINE, flags), Layer(COMMAND_LINE, assignments)]
+    layers = [
+        Layer(f"preset {preset}", load_preset(preset)),
+        Layer(COMMAND_LINE, flags),
+        Layer(COMMAND_LINE, assignments),
+    ]
     if not any("dataset" in layer.values for layer in layers):
         raise InputError(f"The preset {preset} names no data set: give one with --dataset NAME_OR_FOLDER.")
     baselines = expand_baselines(_names(_last(layers, "baseline", "kd")), list(BASELINES))
@@ -93,19 +114,26 @@ def _names(value: Any) -> list[str]:
 
 def _sections(baselines: Sequence[str]) -> dict[str, Section]:
     recipe = Section(TrainingSettings.SETTINGS, get_type_hints(TrainingSettings))
-    sections = {name: recipe for name in RECIPES}
+    sections = dict.fromkeys(RECIPES, recipe)
     sections[SMALL_CLIP] = Section(SMALL_CLIP_SETTINGS, {"epochs": int, "seed": int})
     for name in ENHANCERS:
-        sections[name] = section_of(enhancer_class(name))
+        sections[name] = section_of(enhancer_class(name), ENHANCER_SETTINGS.get(name, ()))
     for name in [*BASELINES, *baselines]:
         sections[section_name(name)] = section_of(baseline_class(name))
     return sections
 
 
-def section_of(method: Callable[..., Any]) -> Section:
-    """Returns the settings of a method: its ``SETTINGS``, or for a class of the user's the arguments of its constructor."""
+def section_of(method: Callable[..., Any], dataclasses_: Sequence[type] = ()) -> Section:
+    """Returns the settings of a method: its ``SETTINGS``, or for a class of the user's the arguments of its constructor.
+
+    Args:
+        method: The class, or a function that builds the distiller.
+        dataclasses_: Where the types of settings stand that the constructor takes as ``**settings``.
+    """
     parameters = inspect.signature(method).parameters
     types = _types(method)
+    for owner in dataclasses_:
+        types |= get_type_hints(owner)
     declared = getattr(method, "SETTINGS", None)
     if declared:
         # The bench gives each run's own seed.
@@ -113,8 +141,8 @@ def section_of(method: Callable[..., Any]) -> Section:
         return Section(settings, {name: types.get(name, _type_of(setting.value)) for name, setting in settings.items()})
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
         return Section(None, types)
-    own = {name: parameter for name, parameter in parameters.items() if name not in _NETWORKS}
-    return Section({name: Setting(_default(parameter), "the distiller's own default", "") for name, parameter in own.items()}, types)
+    own = {name: _default(parameter) for name, parameter in parameters.items() if name not in _NETWORKS}
+    return Section({name: Setting(default, "the distiller's own default", "") for name, default in own.items()}, types)
 
 
 def _types(method: Callable[..., Any]) -> dict[str, Any]:
@@ -125,7 +153,9 @@ def _types(method: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _type_of(default: Any) -> Any:
-    if isinstance(default, (bool, int, float, str)):
+    if isinstance(default, (int, float)) and not isinstance(default, bool):
+        return float  # a whole default does not say that the value must be whole
+    if isinstance(default, (bool, str)):
         return type(default)
     return Any
 
@@ -175,7 +205,9 @@ def _without_unused(resolved: Resolved, baselines: Sequence[str], enhancer: str 
     if experiment.controls:
         methods |= set(ENHANCERS)  # the control with a logit KL takes its weight and temperature from there
     unused = set(resolved.given) - methods - set(RECIPES) - {SMALL_CLIP}
-    if experiment.text != SMALL_CLIP:
+    if enhancer is None:
+        unused |= {"text", SMALL_CLIP}
+    elif experiment.text != SMALL_CLIP:
         unused.add(SMALL_CLIP)
     if experiment.teacher_checkpoint is not None:
         unused |= {"teacher_training", "teacher_seed", "teacher_views"}

@@ -9,6 +9,7 @@ from tmkd_plugin.distiller_return import read_return
 from tmkd_plugin.errors import InputError
 from tmkd_plugin.losses import kd_loss
 from tmkd_plugin.model_output import OutputReader
+from tmkd_plugin.wrapped_networks import find_networks
 
 
 class WithLogitKL(nn.Module):
@@ -26,8 +27,7 @@ class WithLogitKL(nn.Module):
     def __init__(self, distiller: nn.Module, *, weight: float, temperature: float, input_size: int) -> None:
         super().__init__()
         self.distiller = distiller
-        self.student: nn.Module = distiller.student
-        self.teacher: nn.Module = distiller.teacher
+        self.student, self.teacher = find_networks(distiller, None, None)
         self.teacher_reader = OutputReader(self.teacher, "teacher", input_size)
         self.weight = weight
         self.temperature = temperature

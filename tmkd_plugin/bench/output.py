@@ -51,8 +51,8 @@ class OutputFolder:
                 self.finished = there, self._read(TIMING, overwrite) or {}
         elif there is None and not overwrite and any(path.iterdir()):
             raise InputError(
-                f"The folder {path} holds files that are not of a comparison. Choose an empty folder or a new one with --out, or "
-                "give --overwrite to add the results to it."
+                f"The folder {path} holds files that are not of a comparison. Choose an empty folder or a new one with "
+                "--out, or give --overwrite to add the results to it."
             )
         if self.finished is None:
             self._clear()
@@ -83,7 +83,9 @@ class OutputFolder:
         differing = list(_differences({key: there.get(key) for key in wanted}, wanted))
         if differing:
             raise InputError(
-                f"The folder {self.path} holds results of another configuration:\n  " + "\n  ".join(differing[:10]) + "\n"
+                f"The folder {self.path} holds results of another configuration:\n  "
+                + "\n  ".join(differing[:10])
+                + "\n"
                 "Choose another folder with --out, or give --overwrite to replace them."
             )
 

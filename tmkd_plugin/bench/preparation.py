@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,10 @@ from tmkd_plugin.bench.configuration import SMALL_CLIP, Configuration
 from tmkd_plugin.bench.controls import WithLogitKL
 from tmkd_plugin.data import ImageDataset, evaluation_batches, load_dataset
 from tmkd_plugin.distiller_return import read_return
-from tmkd_plugin.errors import InputError
+from tmkd_plugin.errors import InputError, unknown_name
 from tmkd_plugin.prompts import check_class_names
 from tmkd_plugin.randomness import forked_random_state
-from tmkd_plugin.text_teacher import TextEmbeddings, text_embeddings
+from tmkd_plugin.text_teacher import DEFAULT_TEXT_MODEL, TextEmbeddings, text_embeddings
 from tmkd_plugin.tmkd_settings import TMKDSettings
 from tmkd_plugin.training.small_clip import IMAGE_SIZE as SMALL_CLIP_IMAGE_SIZE
 from tmkd_plugin.views import VIEW_NAMES
@@ -73,7 +74,7 @@ class Preparation:
         teacher = copy.deepcopy(teacher)
         # Heads of a user's own distiller are drawn from the global generator, alike in every arm.
         with forked_random_state(seed, "distiller initialisation"):
-            distiller = build_baseline(arm.baseline, student, teacher, **self._settings(arm.baseline, seed))
+            distiller: nn.Module = build_baseline(arm.baseline, student, teacher, **self._settings(arm.baseline, seed))
             if arm.enhancer is not None:
                 distiller = self._enhanced(distiller, arm.enhancer, text, seed)
             elif arm.control == "logit_kl":
@@ -118,8 +119,9 @@ def prepare(configuration: Configuration, cache_dir: Path) -> Preparation:
     _check_device(experiment.device)
     plan = _plan(configuration)
     # Names first: they are cheap to check, and reading a data set is not.
-    build_network(experiment.student, 2)
-    build_network(experiment.teacher, 2)
+    for role in ("teacher", "student"):
+        with _said_of(role):
+            build_network(getattr(experiment, role), 2)
     dataset = load_dataset(
         experiment.dataset,
         image_size=experiment.image_size,
@@ -131,6 +133,7 @@ def prepare(configuration: Configuration, cache_dir: Path) -> Preparation:
     check_class_names(dataset.class_names)
     text = None
     if configuration.enhancer is not None and experiment.text != SMALL_CLIP:
+        _check_text_name(experiment.text)
         text = text_embeddings(dataset.class_names, experiment.text, views=VIEW_NAMES, cache_dir=cache_dir)
     preparation = Preparation(configuration, dataset, plan, text)
     if preparation.needs_small_clip and dataset.image_size != SMALL_CLIP_IMAGE_SIZE:
@@ -166,6 +169,24 @@ def _adds_logit_kl(baseline: str, given_weight: float | None) -> bool:
     return getattr(baseline_class(baseline), "has_logit_kl", None) is False
 
 
+@contextlib.contextmanager
+def _said_of(what: str) -> Iterator[None]:
+    """Puts what an error is about before its message."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{what}: {error}") from error
+
+
+def _check_text_name(source: str) -> None:
+    """Tells a misspelt ``small_clip`` from the other text sources, which all have a separator or are a file."""
+    if not any(mark in source for mark in "/=.") and not Path(source).exists():
+        raise InputError(
+            f"{unknown_name('text teacher', source, [SMALL_CLIP])} Or give MODEL/TAG of open_clip, such as "
+            f"{DEFAULT_TEXT_MODEL}, or a file of embeddings (.npz, .safetensors)."
+        )
+
+
 def _check_device(name: str) -> None:
     try:
         torch.zeros(1, device=name)
@@ -190,8 +211,8 @@ def _try_every_arm(preparation: Preparation) -> None:
     batch = next(iter(evaluation_batches(dataset.train, dataset.mean, dataset.std, batch_size=TRIAL_IMAGES)))
     seed = experiment.seeds[0]
     for arm in preparation.plan.arms:
-        distiller = preparation.distiller(arm, teacher, text, seed).train()
-        with forked_random_state(seed, "trial step"):
+        with _said_of(arm.title), forked_random_state(seed, "trial step"):
+            distiller = preparation.distiller(arm, teacher, text, seed).train()
             read_return(distiller(batch.images, batch.labels))
 
 
@@ -205,5 +226,3 @@ def describe_dataset(dataset: ImageDataset) -> dict[str, Any]:
         "image_size": dataset.image_size,
         **sizes,
     }
-
-

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tmkd_plugin.bench.statistics import PairedComparison, mean_and_sd, verdict
@@ -11,11 +11,18 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+VIEW_TITLES = {
+    "rgb": "RGB",
+    "edge": "edge",
+    "high_frequency": "high-frequency",
+    "average": "plain average of the views' logits",
+}
 COLUMNS = (("best", "top1"), ("last", "top1"), ("best", "top5"), ("best", "recall"))
 
 
 def print_outcome(console: Console, results: Mapping[str, Any], timing: Mapping[str, Any]) -> None:
     """Prints the table, what the teacher does, one sentence for each comparison, and the runs that failed."""
+    console.print(_title(results), highlight=False, markup=False, soft_wrap=True)
     console.print(outcome_table(results, timing))
     for line in [*teacher_lines(results), *verdict_lines(results), *failure_lines(results)]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -26,7 +33,7 @@ def outcome_table(results: Mapping[str, Any], timing: Mapping[str, Any]) -> Tabl
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.ASCII2, title=_title(results), title_justify="left", pad_edge=False)
+    table = Table(box=box.ASCII2)
     table.add_column("test set, %", no_wrap=True)
     for head in ("top-1\n(best by val.)", "top-1\n(last epoch)", "top-5", "recall", "n", "seconds\na run"):
         table.add_column(head, justify="right", no_wrap=True)
@@ -105,8 +112,9 @@ def teacher_lines(results: Mapping[str, Any]) -> list[str]:
     """Says for each teacher, view by view, how good it is on the test set, and on the plain average of its logits."""
     lines = []
     for teacher in results["teachers"]:
-        views = ", ".join(f"{name.replace('_', ' ')} {top1:.2f}" for name, top1 in teacher["test_top1"].items())
-        lines.append(f"Teacher {teacher['network']} ({teacher['trained_on']}), test top-1 in %: {views}.")
+        top1 = teacher["test_top1"]
+        views = ", ".join(f"{title} {top1[name]:.2f}" for name, title in VIEW_TITLES.items() if name in top1)
+        lines.append(f"Teacher {teacher['source']}, test top-1 in %: {views}.")
     text = results["text"]
     if text is not None:
         zero_shot = text.get("zero_shot_test_top1")
@@ -132,16 +140,16 @@ def _sentence(enhanced: str, baseline: str, entry: Mapping[str, Any]) -> str:
     compared = PairedComparison(entry["delta"], entry["sd"], interval, entry["n"], entry["p_value"])
     words = verdict(compared)
     if compared.ci95 is None:
-        return f"{enhanced} against {baseline}: {entry['delta']:+.2f} points with one seed; {words}, it has no interval."
+        return f"{enhanced} against {baseline}: {entry['delta']:+.2f} points; {words}: one seed has no interval."
     found = f"{entry['delta']:+.2f} points, 95 % interval {_interval(entry)}, n = {entry['n']}"
     if words in ("better", "worse"):
         return f"{enhanced} is {words} than {baseline}: {found}."
-    return f"{enhanced} against {baseline}: {found}; {words}: the runs do not show a difference."
+    return f"{enhanced} against {baseline}: {found}; {words}."
 
 
 def failure_lines(results: Mapping[str, Any]) -> list[str]:
     """Returns a line for each failed run, after a line that counts them."""
-    lines: Sequence[str] = [
+    lines = [
         f"  {arm['title']}, seed {run['seed']}: {run['error']}"
         for arm in results["arms"]
         for run in arm["seeds"]

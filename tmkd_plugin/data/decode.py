@@ -18,7 +18,7 @@ from torch import Tensor
 from tmkd_plugin.errors import InputError
 
 # Named one by one: Pillow would otherwise hand a file that claims to be EPS to Ghostscript, whatever its ending.
-FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MAX_PIXELS = 89_478_485  # Pillow's own bound for decompression bombs: 256 MB as RGB
 _EXIF_ORIENTATION = 0x0112
 _TRANSPOSE = {

@@ -136,7 +136,7 @@ class Arm:
         report = getattr(self.distiller, "epoch_report", None)
         record = {
             "epoch": self.epoch,
-            "learning_rate": self._optimiser.param_groups[0]["lr"],
+            "learning_rate": float(f"{self._optimiser.param_groups[0]['lr']:.6g}"),
             "losses": self._meter.means(),
             "train_top1": self._meter.top1(),
             "val_top1": self._validation_top1(dataset),

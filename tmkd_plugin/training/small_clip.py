@@ -8,6 +8,8 @@ result is a local open_clip checkpoint like any other.
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -70,7 +72,7 @@ def train_small_clip(
     *,
     seed: int = 0,
     cache_dir: str | Path | None = None,
-    epochs: int = 10,
+    epochs: int = 8,
     view_settings: ViewSettings | None = None,
     progress: Callable[[int, float], None] | None = None,
 ) -> SmallClip:
@@ -165,9 +167,7 @@ def _train(
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=RECIPE["learning_rate"], weight_decay=RECIPE["weight_decay"], fused=True
     )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, RECIPE["learning_rate"], total_steps=epochs * steps, pct_start=RECIPE["warm_up_fraction"]
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, functools.partial(_rate, total=epochs * steps))
     history: list[float] = []
     best: dict[str, torch.Tensor] = {}
     for epoch in range(1, epochs + 1):
@@ -190,6 +190,14 @@ def _train(
         if progress is not None:
             progress(epoch, history[-1])
     return best, history
+
+
+def _rate(step: int, total: int) -> float:
+    """Returns the factor of the learning rate: linear warm-up, then half a cosine down to nearly 0."""
+    warm_up = max(1, round(RECIPE["warm_up_fraction"] * total))
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 0.5 + 0.5 * math.cos(math.pi * (step + 1 - warm_up) / (total + 1 - warm_up))
 
 
 def _contrastive_loss(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,11 @@ def load_checkpoint(model: nn.Module, path: str | Path, *, name: str | None = No
     weights = _tensors(_read(path), path)
     own = {key: value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
     fitted = _renamed(weights, own)
-    differences = _differences(_shapes(fitted), _shapes(own))
+    given_shapes, own_shapes = _shapes(fitted), _shapes(own)
+    differences = _differences(given_shapes, own_shapes)
     if differences:
         title = f"Checkpoint '{path}' does not fit the network '{name or type(model).__name__}':"
-        hints = [f"Hint: {hint}" for hint in _hints(weights, fitted, own)]
+        hints = [f"Hint: {hint}" for hint in _hints(weights, given_shapes, own_shapes)]
         raise InputError("\n".join([title, *_table(differences), *hints]))
     for key, value in fitted.items():
         if not torch.isfinite(value).all():
@@ -106,14 +108,14 @@ def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _renamed(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _renamed(weights: Mapping[str, Tensor], own: Container[str]) -> dict[str, Tensor]:
     """Returns the weights under the network's names, as far as prefixes and other spellings explain the difference."""
     names = {key: _without_prefixes(key, own) for key in weights}
-    of_student = {key for key in weights if "student." in key.removesuffix(names[key])}
+    of_student = [key for key in weights if "student." in key.removesuffix(names[key])]
     return {_our_name(names[key], own): weights[key] for key in of_student or weights}
 
 
-def _without_prefixes(key: str, own: Mapping[str, Tensor]) -> str:
+def _without_prefixes(key: str, own: Container[str]) -> str:
     while key not in own:
         prefix = next((prefix for prefix in PREFIXES if key.startswith(prefix)), None)
         if prefix is None:
@@ -122,7 +124,7 @@ def _without_prefixes(key: str, own: Mapping[str, Tensor]) -> str:
     return key
 
 
-def _our_name(key: str, own: Mapping[str, Tensor]) -> str:
+def _our_name(key: str, own: Container[str]) -> str:
     renamed = key
     for pattern, replacement in THEIR_NAMES:
         if renamed not in own:
@@ -160,26 +162,36 @@ def _table(differences: list[tuple[str, str, str]]) -> list[str]:
     return lines
 
 
-def _hints(weights: Mapping[str, Tensor], fitted: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
-    given, expected = _shapes(fitted), _shapes(own)
-    wrong = [(given[key], expected[key]) for key in given if key in expected and given[key] != expected[key]]
-    same_names = {key for key in expected if not key.endswith("num_batches_tracked")} <= given.keys() <= expected.keys()
-    # A tensor whose first dimension alone differs belongs to the classifier when all others fit.
-    classes = {(file[0], network[0]) for file, network in wrong if file[1:] == network[1:] and file and network}
-    only_classes = same_names and len(classes) == 1 and all(file[1:] == network[1:] for file, network in wrong)
-    if only_classes and len(wrong) <= 2:
-        ((in_file, in_network),) = classes
+def _hints(weights: Mapping[str, Tensor], given: Shapes, own: Shapes) -> list[str]:
+    counts = _class_counts(given, own)
+    if counts is not None:
+        in_file, in_network = counts
         return [
             f"the file is for {in_file} classes, the network for {in_network}; build it with num_classes={in_file}."
         ]
-    fitting = [candidate for candidate in NETWORKS if _fits(weights, candidate)]
-    return [f"the file's tensors are those of '{candidate}'." for candidate in fitting]
+    return [f"the file's tensors are those of '{candidate}'." for candidate in NETWORKS if _fits(weights, candidate)]
+
+
+def _class_counts(given: Shapes, own: Shapes) -> tuple[int, int] | None:
+    """Returns the classes of the file and of the network if nothing else differs: one weight, or one and its bias."""
+    differing = [key for key, _, _ in _differences(given, own)]
+    if len(differing) > 2 or not all(given.get(key) and own.get(key) for key in differing):
+        return None
+    counts = {(given[key][0], own[key][0]) for key in differing}
+    same_inputs = all(given[key][1:] == own[key][1:] for key in differing)
+    return counts.pop() if len(counts) == 1 and same_inputs else None
 
 
 def _fits(weights: Mapping[str, Tensor], candidate: str) -> bool:
     """Tells whether the weights are those of one of our networks, with whatever number of classes."""
-    with torch.device("meta"):
-        own = NETWORKS[candidate](1).state_dict()
-    given, expected = _shapes(_renamed(weights, own)), _shapes(own)
+    expected = _shapes_of(candidate)
+    given = _shapes(_renamed(weights, expected))
     differing = {key for key, _, _ in _differences(given, expected)}
     return differing <= {"fc.weight", "fc.bias"} <= given.keys()
+
+
+@functools.cache
+def _shapes_of(name: str) -> Shapes:
+    # On the meta device no memory is taken and no number is drawn.
+    with torch.device("meta"):
+        return _shapes(NETWORKS[name](1).state_dict())
