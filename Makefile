@@ -34,7 +34,10 @@ test: $(INSTALLED)
 lint: $(LINT_INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	@# A type checker sees `baselines` and `adapters` under their installed names only in a tree that is laid out like that.
+	@rm -rf build/typed && mkdir -p build/typed/tmkd_plugin
+	@ln -s $(CURDIR)/tmkd_plugin/* $(CURDIR)/baselines $(CURDIR)/adapters build/typed/tmkd_plugin/
+	cd build/typed && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p tmkd_plugin
 
 format: $(LINT_INSTALLED)
 	$(BIN)/ruff check --fix .

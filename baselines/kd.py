@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from tmkd_plugin.baselines.checks import check_number, check_weights
 from torch import Tensor, nn
 
+from tmkd_plugin.baselines.checks import check_number, check_weights
 from tmkd_plugin.distiller import Distiller, cross_entropy, total
 from tmkd_plugin.losses import kd_loss
 from tmkd_plugin.settings import Setting

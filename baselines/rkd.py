@@ -6,11 +6,11 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from tmkd_plugin.baselines.checks import check_number, check_weights, present
-from tmkd_plugin.baselines.tensors import paired_rows, unit_vectors, without_autocast
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tmkd_plugin.baselines.checks import check_number, check_weights, present
+from tmkd_plugin.baselines.tensors import paired_rows, unit_vectors, without_autocast
 from tmkd_plugin.distiller import Distiller, cross_entropy, total
 from tmkd_plugin.errors import InputError
 from tmkd_plugin.settings import Setting

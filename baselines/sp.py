@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import ClassVar
 
 import torch
-from tmkd_plugin.baselines.checks import check_weights, present
-from tmkd_plugin.baselines.tensors import paired_rows, unit_vectors, without_autocast
 from torch import Tensor, nn
 
+from tmkd_plugin.baselines.checks import check_weights, present
+from tmkd_plugin.baselines.tensors import paired_rows, unit_vectors, without_autocast
 from tmkd_plugin.distiller import Distiller, cross_entropy, total
 from tmkd_plugin.errors import InputError, unknown_name
 from tmkd_plugin.model_output import OutputReader

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from tmkd_plugin.baselines.checks import check_number, check_weights
 from torch import Tensor, nn
 
+from tmkd_plugin.baselines.checks import check_number, check_weights
 from tmkd_plugin.distiller import Distiller, cross_entropy, total
 from tmkd_plugin.errors import InputError, unknown_name
 from tmkd_plugin.losses import at_least_float32, kd_loss

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from tmkd_plugin import text_encoder
-from tmkd_plugin.errors import InputError
+from tmkd_plugin.errors import InputError, TmkdNotice
 from tmkd_plugin.prompts import PROMPTS, prompts_for
 from tmkd_plugin.randomness import forked_random_state, generator_for
 from tmkd_plugin.text_cache import default_cache_dir
@@ -240,7 +240,7 @@ class TestCache:
 
     def test_a_folder_that_can_not_be_written_costs_the_cache_alone(self, checkpoint, tmp_path):
         (tmp_path / "file").write_text("")
-        with pytest.warns(RuntimeWarning, match="could not be cached in"):
+        with pytest.warns(TmkdNotice, match="could not be cached in"):
             text = text_embeddings(NAMES, checkpoint, cache_dir=tmp_path / "file" / "cache")
         assert text.tensor.shape == (3, 4, 8)
 

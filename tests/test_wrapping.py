@@ -232,7 +232,7 @@ def test_other_images_than_the_batch_ask_for_their_labels(change: str) -> None:
         enhancer(images(), LABELS)
     teacher_labels = LABELS.flip(0) if change == "order" else LABELS
     if change == "order":
-        with pytest.raises(InputError, match="not the same images.*feature_weight=0"):
+        with pytest.raises(InputError, match=r"not the same images.*feature_weight=0"):
             enhancer(images(), LABELS, teacher_labels=teacher_labels)
         enhancer = wrap(distiller, feature_weight=0.0, logit_weight=0.0)
     enhancer(images(), LABELS, teacher_labels=teacher_labels)["loss"].backward()
@@ -327,7 +327,7 @@ class ReturnsNonsense(Base):
 
 
 def test_a_return_that_is_no_loss_is_described() -> None:
-    with pytest.raises(InputError, match="returned a list of str. Expected a dict with 'loss'"):
+    with pytest.raises(InputError, match=r"returned a list of str\. Expected a dict with 'loss'"):
         wrap(ReturnsNonsense())(images(), LABELS)
 
 

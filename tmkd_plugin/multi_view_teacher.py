@@ -14,7 +14,8 @@ from tmkd_plugin.errors import InputError, unknown_name
 from tmkd_plugin.fusion import fuse, fuse_nests
 from tmkd_plugin.model_output import ModelOutput, OutputReader
 from tmkd_plugin.nested import leaves, map_leaves
-from tmkd_plugin.views import VIEW_NAMES, ViewSettings, check_images, from_pixels, make_views, to_pixels
+from tmkd_plugin.pixels import channel_statistics, check_images, from_pixels, to_pixels
+from tmkd_plugin.views import VIEW_NAMES, ViewSettings, make_views
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class MultiViewTeacher:
     ) -> None:
         self.reader = reader
         self.views = _checked_views(views)
+        channel_statistics(mean, std)
         self.mean, self.std = mean, std
         self.view_settings = view_settings or ViewSettings()
         if logit_source not in ("fused", "rgb"):

@@ -77,7 +77,7 @@ def check_images(images: Tensor, mean: Sequence[float] | None = None, std: Seque
     Raises:
         InputError: The images are not that; the message says what was found and what to do. Or mean or std is unusable.
     """
-    means, stds = _statistics(mean, std)
+    means, stds = channel_statistics(mean, std)
     shape = tuple(images.shape)
     if images.ndim != 4 or shape[1] != 3:
         hint = " They look channels-last: images.permute(0, 3, 1, 2)." if images.ndim == 4 and shape[3] == 3 else ""
@@ -111,12 +111,12 @@ def _channel_tensors(
     mean: Sequence[float] | None, std: Sequence[float] | None, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Returns mean and std, checked, as float32 tensors (3,1,1)."""
-    means, stds = _statistics(mean, std)
+    means, stds = channel_statistics(mean, std)
     return torch.tensor(means, device=device).view(3, 1, 1), torch.tensor(stds, device=device).view(3, 1, 1)
 
 
-def _statistics(mean: Sequence[float] | None, std: Sequence[float] | None) -> tuple[list[float], list[float]]:
-    """Returns mean and std as three numbers each, or raises an InputError."""
+def channel_statistics(mean: Sequence[float] | None, std: Sequence[float] | None) -> tuple[list[float], list[float]]:
+    """Returns mean and std as three numbers each (0 and 1 for None), or raises an InputError."""
     means = [0.0] * 3 if mean is None else [float(value) for value in mean]
     stds = [1.0] * 3 if std is None else [float(value) for value in std]
     if len(means) != 3 or not all(map(math.isfinite, means)):

@@ -209,7 +209,9 @@ def _find_map(events: list[_Event], pooled: Tensor | None) -> _Map | None:
     if pooled is not None:
         candidates = [(event, True, event.input) for event in reversed(pools)]
         # A single pixel may stand behind the pooling as well as before it.
-        candidates += [(e, False, e.output) for e in reversed(outputs) if e.output is not None and _has_pixels(e.output)]
+        candidates += [
+            (e, False, e.output) for e in reversed(outputs) if e.output is not None and _has_pixels(e.output)
+        ]
         for event, is_input, tensor in candidates:
             for channels_last in (False, True):
                 values = _channels_first(tensor, channels_last)

@@ -17,7 +17,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-from tmkd_plugin.errors import InputError, unknown_name
+from tmkd_plugin.errors import InputError, TmkdNotice, unknown_name
 from tmkd_plugin.prompts import PROMPTS, check_class_names, prompts_for
 from tmkd_plugin.text_cache import StoredText, default_cache_dir, read_cache, write_cache, write_text_file
 from tmkd_plugin.text_encoder import (
@@ -42,7 +42,7 @@ _KINDS = (
 _FILE_SUFFIXES = (".npz", ".npy", ".safetensors", ".pt", ".pth", ".bin")
 
 
-class SharedTextWarning(UserWarning):
+class SharedTextWarning(TmkdNotice):
     """The text source has one embedding for each class, which every view shares."""
 
 
@@ -169,13 +169,15 @@ def _encoded(source: ClipSource, class_names: list[str], views: Sequence[str], c
     try:
         write_cache(cache_dir, StoredText(embeddings, class_names, list(views), key, source.label))
     except OSError as error:
-        warnings.warn(f"The text embeddings could not be cached in {cache_dir}: {error}", RuntimeWarning, stacklevel=4)
+        warnings.warn(f"The text embeddings could not be cached in {cache_dir}: {error}", TmkdNotice, stacklevel=4)
     return embeddings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Writes the text embeddings of a list of class names into a file; returns the exit code, 2 for unusable input."""
-    parser = argparse.ArgumentParser(prog="python -m tmkd_plugin.text_teacher", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tmkd_plugin.text_teacher", description="Write the text embeddings of class names into a file."
+    )
     parser.add_argument("--classes", type=Path, required=True, help="text file, one class name a line, in order")
     parser.add_argument("--model", default=DEFAULT_TEXT_MODEL, help="text source (default: %(default)s)")
     parser.add_argument("--output", type=Path, required=True, help="file to write, .safetensors")

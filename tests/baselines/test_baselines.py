@@ -9,9 +9,9 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from tmkd_plugin.baselines import BASELINES, baseline_class, build_baseline
 from torch import nn
 
+from tmkd_plugin.baselines import BASELINES, baseline_class, build_baseline
 from tmkd_plugin.distiller import Distiller
 from tmkd_plugin.errors import InputError
 

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+
 from tmkd_plugin.baselines.catkd import CATKD, binarize, cat_loss, class_activation_maps, select_classes
 from tmkd_plugin.baselines.catkd_pairs import CAT_KD_PAIRS, CAT_ONLY, published_settings
-
 from tmkd_plugin.errors import InputError
 
 

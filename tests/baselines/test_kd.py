@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from tmkd_plugin.baselines.kd import KD, kd_loss
 
 from tmkd_plugin import losses
+from tmkd_plugin.baselines.kd import KD, kd_loss
 from tmkd_plugin.errors import InputError
 
 

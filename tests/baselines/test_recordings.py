@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+
 from tmkd_plugin.baselines.catkd import binarize, cat_loss, class_activation_maps, select_classes
 from tmkd_plugin.baselines.kd import kd_loss
 from tmkd_plugin.baselines.rkd import rkd_loss

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
+
 from tmkd_plugin.baselines import rkd as rkd_module
 from tmkd_plugin.baselines.rkd import RKD, rkd_loss
-
 from tmkd_plugin.errors import InputError
 
 

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from tmkd_plugin.baselines.sp import SP, sp_loss
 
 from tmkd_plugin import TMKDEnhancer
+from tmkd_plugin.baselines.sp import SP, sp_loss
 from tmkd_plugin.errors import InputError
 from tmkd_plugin.fusion import fuse
 from tmkd_plugin.zoo import build_network

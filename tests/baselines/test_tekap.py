@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+
 from tmkd_plugin.baselines.kd import kd_loss
 from tmkd_plugin.baselines.tekap import TeKAP, tekap_loss
-
 from tmkd_plugin.errors import InputError
 from tmkd_plugin.randomness import generator_for
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from tiny_networks import TinyConvNet
-from tmkd_plugin.baselines import build_baseline
 from torch import nn
 
+from tmkd_plugin.baselines import build_baseline
 from tmkd_plugin.bench.controls import WithLogitKL
 from tmkd_plugin.errors import InputError
 from tmkd_plugin.randomness import generator_for

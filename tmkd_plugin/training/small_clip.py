@@ -36,7 +36,7 @@ MODEL_CONFIG: dict[str, Any] = {
     "vision_cfg": {"image_size": IMAGE_SIZE, "layers": [1, 1, 1, 1], "width": 12},
     "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
 }
-#: Chosen by validation accuracy on the digits.
+#: Chosen on the digits for run time and for clearing 90 % zero-shot accuracy; every variant tried stayed above 95 %.
 RECIPE: dict[str, float] = {
     "pairs_per_step": 120,
     "learning_rate": 3e-3,
