@@ -29,7 +29,7 @@ bench: $(INSTALLED)
 	@$(BIN)/tmkd bench $(BENCH_OPTIONS)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST_ARGS)
 
 lint: $(LINT_INSTALLED)
 	$(BIN)/ruff check .

@@ -166,6 +166,9 @@ def _threads(text: str) -> int:
 def _run_bench(arguments: argparse.Namespace) -> int:
     from tmkd_plugin.config import parse_assignments
 
+    # Unlike `python -m`, an installed command does not look for module:Class in the current folder by itself.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
     assignments = parse_assignments(arguments.set)
     from tmkd_plugin.bench.command import BenchOptions, bench
 

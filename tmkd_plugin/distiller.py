@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
@@ -15,7 +16,7 @@ from tmkd_plugin.settings import Setting
 from tmkd_plugin.teacher_free_state import TeacherFreeState
 
 
-class Distiller(TeacherFreeState):
+class Distiller(TeacherFreeState, ABC):
     """A student, a frozen teacher and the loss between them.
 
     ``forward(images, labels)`` returns a dict with ``"loss"`` (the scalar to back-propagate), ``"output"`` (the
@@ -51,6 +52,7 @@ class Distiller(TeacherFreeState):
             )
         self.freeze_teacher()
 
+    @abstractmethod
     def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Computes the loss of a batch.
 
@@ -58,7 +60,6 @@ class Distiller(TeacherFreeState):
             images: (B, 3, H, W), normalised as the networks expect them.
             labels: (B,) integers or (B, K) probabilities.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no forward()")
 
     def read_student(self, images: Tensor) -> ModelOutput:
         """Runs the student once on (B, 3, H, W)."""

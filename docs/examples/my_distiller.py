@@ -31,7 +31,9 @@ class MyDistiller(nn.Module):
 
 def toy_text_encoder(prompts):
     """Stands in for CLIP, so that this example needs no download: counts of letters."""
-    return torch.tensor([[float(prompt.count(letter)) for letter in "abcdefghijklmnopqrstuvwxyz"] for prompt in prompts])
+    return torch.tensor(
+        [[float(prompt.count(letter)) for letter in "abcdefghijklmnopqrstuvwxyz"] for prompt in prompts]
+    )
 
 
 def main(epochs=1):

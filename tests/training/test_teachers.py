@@ -16,7 +16,7 @@ from tmkd_plugin.training.settings import TrainingSettings
 from tmkd_plugin.training.teachers import trained_teacher
 from tmkd_plugin.training.trainer import train_arms
 from tmkd_plugin.training.view_training import top1_by_view, view_of, with_random_views
-from tmkd_plugin.views import VIEW_NAMES, make_views
+from tmkd_plugin.views import VIEW_NAMES, ViewSettings, make_views
 from tmkd_plugin.zoo import build_network
 
 NAME = "resnet8x4"
@@ -73,6 +73,7 @@ def test_the_best_epochs_weights_are_kept_though_the_last_ones_are_worse(dataset
 
 def test_whatever_decides_the_weights_decides_the_folder(dataset):
     base = {"name": NAME, "dataset": dataset, "settings": SHORT, "views": "rgb", "seed": 0}
+    base["view_settings"] = ViewSettings()
     changes = [
         {},
         {"name": "resnet20"},
@@ -81,6 +82,7 @@ def test_whatever_decides_the_weights_decides_the_folder(dataset):
         {"settings": replace(SHORT, learning_rate=0.01)},
         {"views": "all"},
         {"seed": 1},
+        {"view_settings": ViewSettings(canny_low=50)},
     ]
     recipes = [json.dumps(teachers._recipe(**{**base, **change})) for change in changes]
     assert len(set(recipes)) == len(changes)
@@ -233,3 +235,12 @@ def test_training_on_all_views_differs_from_training_on_rgb(dataset, tmp_path):
     assert by_views[0].folder != by_views[1].folder
     assert by_views[0].weights_sha256 != by_views[1].weights_sha256
     assert by_views[1].source == "resnet8x4, trained on colours (all views, seed 0)"
+
+
+def test_views_are_made_with_the_given_settings(dataset, tmp_path):
+    (batch,) = evaluation_batches(dataset.test, dataset.mean, dataset.std, batch_size=len(dataset.test))
+    plain, strong = (
+        view_of(batch.images, "edge", dataset.mean, dataset.std, ViewSettings(edge_alpha=alpha)) for alpha in (0.0, 1.0)
+    )
+    torch.testing.assert_close(plain, batch.images, rtol=0, atol=1e-5)
+    assert not torch.allclose(strong, batch.images)

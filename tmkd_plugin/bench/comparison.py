@@ -105,7 +105,7 @@ class Comparison:
             progress=lambda epoch, top1: self.say(f"small CLIP, epoch {epoch}/{settings['epochs']}: val {top1:.2f} %"),
             **settings,
         )
-        self.seconds.small_clip = time.perf_counter() - start
+        self.seconds.small_clip = round(time.perf_counter() - start, 3)
         test = dataset.test
         zero_shot = round(zero_shot_accuracy(clip.folder, test.images, test.labels, dataset.class_names), 4)
         self.say(
@@ -116,7 +116,7 @@ class Comparison:
         return dataclasses.replace(text, source=SMALL_CLIP), zero_shot
 
     def _view_settings(self) -> ViewSettings:
-        """Returns the thresholds and scales of the views, so that the text teacher learns those that the enhancer shows."""
+        """Returns the thresholds and scales of the views, so that both teachers learn those that the enhancer shows."""
         given = self.preparation.configuration.settings_of(self.preparation.configuration.enhancer or "")
         names = {field.name for field in dataclasses.fields(ViewSettings)}
         return ViewSettings(**{name: value for name, value in given.items() if name in names})
@@ -133,8 +133,9 @@ class Comparison:
             checkpoint=experiment.teacher_checkpoint,
             progress=self.progress,
             device=experiment.device,
+            view_settings=self._view_settings(),
         )
-        self.seconds.teachers[teacher.source] = time.perf_counter() - start
+        self.seconds.teachers[teacher.source] = round(time.perf_counter() - start, 3)
         accuracies = ", ".join(f"{view} {top1:.2f}" for view, top1 in teacher.per_view_top1.items())
         self.say(f"teacher {teacher.source}{' (cached)' if teacher.from_cache else ''}: test top-1 in %: {accuracies}")
         return teacher

@@ -24,6 +24,7 @@ from tmkd_plugin.training.progress import Progress
 from tmkd_plugin.training.settings import TrainingSettings
 from tmkd_plugin.training.trainer import check_splits, train_arms
 from tmkd_plugin.training.view_training import top1_by_view, with_random_views
+from tmkd_plugin.views import ViewSettings
 from tmkd_plugin.zoo import build_network
 
 TEACHER_VIEWS = ("rgb", "all")
@@ -85,6 +86,7 @@ def trained_teacher(
     checkpoint: str | Path | None = None,
     progress: Progress | None = None,
     device: str | torch.device = "cpu",
+    view_settings: ViewSettings | None = None,
 ) -> TrainedTeacher:
     """Returns a teacher for a data set: from a checkpoint, from the cache, or trained now and put into the cache.
 
@@ -100,22 +102,24 @@ def trained_teacher(
         checkpoint: A file with the user's own weights; nothing is trained or cached then.
         progress: What shows how far training is; None for nothing.
         device: Where to train.
+        view_settings: Thresholds and scales of the views that it is trained and measured on; None for the defaults.
 
     Raises:
         InputError: A name is unknown, the checkpoint does not fit, or a cached teacher is not what its record says.
     """
     if views not in TEACHER_VIEWS:
         raise unknown_name("teacher views", views, TEACHER_VIEWS)
+    view_settings = view_settings or ViewSettings()
     check_splits(dataset, settings)
     if checkpoint is not None:
-        return _from_checkpoint(name, dataset, settings, Path(checkpoint), device)
+        return _from_checkpoint(name, dataset, settings, Path(checkpoint), device, view_settings)
     network = build_network(name, dataset.num_classes, seed=seed, image_size=dataset.image_size).to(device)
-    recipe = _recipe(name, dataset, settings, views, seed)
+    recipe = _recipe(name, dataset, settings, views, seed, view_settings)
     key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
     folder = Path(cache_dir) / f"{''.join(c if c.isalnum() or c in '-_.' else '_' for c in name)}-{key[:16]}"
     from_cache = (folder / RECORD).exists()
     if not from_cache:
-        _train(network, dataset, settings, views, seed, folder, recipe, progress)
+        _train(network, dataset, settings, views, seed, folder, recipe, progress, view_settings)
     record = _load(network, dataset, settings, folder, recipe)
     return TrainedTeacher(
         network=_frozen(network),
@@ -130,10 +134,15 @@ def trained_teacher(
 
 
 def _from_checkpoint(
-    name: str, dataset: ImageDataset, settings: TrainingSettings, path: Path, device: str | torch.device
+    name: str,
+    dataset: ImageDataset,
+    settings: TrainingSettings,
+    path: Path,
+    device: str | torch.device,
+    view_settings: ViewSettings,
 ) -> TrainedTeacher:
     network = build_network(name, dataset.num_classes, checkpoint=path, image_size=dataset.image_size).to(device)
-    by_view = top1_by_view(network, dataset.test, dataset.mean, dataset.std, settings.batch_size)
+    by_view = top1_by_view(network, dataset.test, dataset.mean, dataset.std, settings.batch_size, view_settings)
     return TrainedTeacher(
         network=_frozen(network),
         folder=path.parent,
@@ -146,7 +155,9 @@ def _from_checkpoint(
     )
 
 
-def _recipe(name: str, dataset: ImageDataset, settings: TrainingSettings, views: str, seed: int) -> dict[str, Any]:
+def _recipe(
+    name: str, dataset: ImageDataset, settings: TrainingSettings, views: str, seed: int, view_settings: ViewSettings
+) -> dict[str, Any]:
     """Everything that decides the weights; through JSON and back, so that it compares with what was written."""
     recipe = {
         "schema_version": SCHEMA_VERSION,
@@ -157,6 +168,8 @@ def _recipe(name: str, dataset: ImageDataset, settings: TrainingSettings, views:
         "augmentation": dataclasses.asdict(dataset.augmentation),
         "settings": dataclasses.asdict(settings),
         "views": views,
+        # Of an RGB-trained teacher they decide what its record says of the other views.
+        "view_settings": dataclasses.asdict(view_settings),
         "seed": seed,
         "torch": torch.__version__,
     }
@@ -173,6 +186,7 @@ def _train(
     folder: Path,
     recipe: dict[str, Any],
     progress: Progress | None,
+    view_settings: ViewSettings,
 ) -> None:
     """Trains a network and writes its weights, then its record: a folder without a record holds no teacher."""
     device = next(network.parameters()).device
@@ -202,7 +216,9 @@ def _train(
         )
         if views == "rgb":
             return plain
-        return with_random_views(plain, dataset.mean, dataset.std, images=ids, seed=seed, epoch=epoch)
+        return with_random_views(
+            plain, dataset.mean, dataset.std, images=ids, seed=seed, epoch=epoch, view_settings=view_settings
+        )
 
     def save(_: Arm, record: dict[str, Any]) -> None:
         append_jsonl(folder / HISTORY, record)
@@ -214,7 +230,7 @@ def _train(
         "recipe": recipe,
         "best_epoch": arm.best_epoch,
         "val_top1": arm.history[arm.best_epoch - 1]["val_top1"],
-        "test_top1": top1_by_view(network, dataset.test, dataset.mean, dataset.std, settings.batch_size),
+        "test_top1": top1_by_view(network, dataset.test, dataset.mean, dataset.std, settings.batch_size, view_settings),
         "weights_sha256": sha256_of_file(folder / WEIGHTS),
     }
     write_json(folder / RECORD, record)

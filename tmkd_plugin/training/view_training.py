@@ -18,7 +18,14 @@ AVERAGE = "average"
 
 
 def with_random_views(
-    batches: Iterable[Batch], mean: Sequence[float], std: Sequence[float], *, images: int, seed: int, epoch: int
+    batches: Iterable[Batch],
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    images: int,
+    seed: int,
+    epoch: int,
+    view_settings: ViewSettings | None = None,
 ) -> Iterator[Batch]:
     """Shows each image of an epoch in one view, drawn with equal chances.
 
@@ -29,6 +36,7 @@ def with_random_views(
         images: More than the largest id in the batches.
         seed: Each draw is a function of seed, epoch and the image's id.
         epoch: From 1.
+        view_settings: Thresholds and scales of the views; None for the defaults.
 
     Yields:
         The batches; images that drew RGB are as they were.
@@ -40,20 +48,27 @@ def with_random_views(
         for position, name in enumerate(VIEW_NAMES):
             rows = drawn == position
             if name != "rgb" and bool(rows.any()):
-                shown[rows] = view_of(batch.images[rows], name, mean, std)
+                shown[rows] = view_of(batch.images[rows], name, mean, std, view_settings)
         yield Batch(shown, batch.labels, batch.ids)
 
 
-def view_of(images: Tensor, name: str, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def view_of(
+    images: Tensor, name: str, mean: Sequence[float], std: Sequence[float], view_settings: ViewSettings | None = None
+) -> Tensor:
     """Returns one view of normalised images (B, 3, H, W), normalised again; RGB is the given tensor itself."""
     if name == "rgb":
         return images
-    (pixels,) = make_views(to_pixels(images, mean, std), [name], ViewSettings())
+    (pixels,) = make_views(to_pixels(images, mean, std), [name], view_settings)
     return from_pixels(pixels, mean, std, images.dtype)
 
 
 def top1_by_view(
-    network: nn.Module, split: ImageSplit, mean: Sequence[float], std: Sequence[float], batch_size: int
+    network: nn.Module,
+    split: ImageSplit,
+    mean: Sequence[float],
+    std: Sequence[float],
+    batch_size: int,
+    view_settings: ViewSettings | None = None,
 ) -> dict[str, float]:
     """Measures a network on each view of a split.
 
@@ -65,7 +80,7 @@ def top1_by_view(
     with evaluating(network) as device:
         for batch in evaluation_batches(split, mean, std, batch_size=batch_size):
             for name, logits in by_view.items():
-                images = view_of(batch.images, name, mean, std).to(device)
+                images = view_of(batch.images, name, mean, std, view_settings).to(device)
                 logits.append(logits_of(network(images)).float().cpu())
     answers = {name: torch.cat(logits) for name, logits in by_view.items()}
     answers[AVERAGE] = torch.stack(list(answers.values())).mean(0)
