@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import gradcheck
 
 from tmkd_plugin.errors import InputError
 from tmkd_plugin.fusion import WeightNet, fuse, fuse_nests
@@ -59,6 +60,12 @@ def test_fusion_is_the_weighted_sum_over_views() -> None:
             for x in range(3):
                 expected = sum(float(weights[b, v]) * float(views[v][b, c, x]) for v in range(3))
                 assert float(fused[b, c, x]) == pytest.approx(expected, rel=1e-12)
+
+
+def test_gradients_of_the_fusion_are_the_numerical_ones() -> None:
+    net, texts = WeightNet(3, 5, hidden_width=4, seed=1).double(), draw(3, 4, 5).requires_grad_()
+    views = [draw(4, 2, seed=v).requires_grad_() for v in range(3)]
+    assert gradcheck(lambda t, *vs: fuse(vs, net(t)), (texts, *views))
 
 
 def test_three_equal_views_give_the_view_back() -> None:

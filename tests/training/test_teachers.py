@@ -73,7 +73,7 @@ def test_the_best_epochs_weights_are_kept_though_the_last_ones_are_worse(dataset
 
 def test_whatever_decides_the_weights_decides_the_folder(dataset):
     base = {"name": NAME, "dataset": dataset, "settings": SHORT, "views": "rgb", "seed": 0}
-    base["view_settings"] = ViewSettings()
+    base |= {"view_settings": ViewSettings(), "pretrained": False}
     changes = [
         {},
         {"name": "resnet20"},
@@ -83,6 +83,7 @@ def test_whatever_decides_the_weights_decides_the_folder(dataset):
         {"views": "all"},
         {"seed": 1},
         {"view_settings": ViewSettings(canny_low=50)},
+        {"pretrained": True},
     ]
     recipes = [json.dumps(teachers._recipe(**{**base, **change})) for change in changes]
     assert len(set(recipes)) == len(changes)
@@ -244,3 +245,18 @@ def test_views_are_made_with_the_given_settings(dataset, tmp_path):
     )
     torch.testing.assert_close(plain, batch.images, rtol=0, atol=1e-5)
     assert not torch.allclose(strong, batch.images)
+
+
+def test_a_pretrained_start_is_asked_for_once_and_not_for_a_cached_teacher(dataset, tmp_path, monkeypatch):
+    asked = []
+
+    def build(*arguments, pretrained=False, **others):
+        asked.append(pretrained)
+        return build_network(*arguments, **others)
+
+    monkeypatch.setattr(teachers, "build_network", build)
+    first = trained_teacher("resnet8", dataset, SHORT, views="rgb", cache_dir=tmp_path, pretrained=True)
+    second = trained_teacher("resnet8", dataset, SHORT, views="rgb", cache_dir=tmp_path, pretrained=True)
+    assert asked == [True, False]
+    assert "pretrained" in first.source
+    assert second.from_cache

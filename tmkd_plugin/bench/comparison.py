@@ -134,6 +134,7 @@ class Comparison:
             progress=self.progress,
             device=experiment.device,
             view_settings=self._view_settings(),
+            pretrained=experiment.teacher_pretrained,
         )
         self.seconds.teachers[teacher.source] = round(time.perf_counter() - start, 3)
         accuracies = ", ".join(f"{view} {top1:.2f}" for view, top1 in teacher.per_view_top1.items())

@@ -87,6 +87,7 @@ def trained_teacher(
     progress: Progress | None = None,
     device: str | torch.device = "cpu",
     view_settings: ViewSettings | None = None,
+    pretrained: bool = False,
 ) -> TrainedTeacher:
     """Returns a teacher for a data set: from a checkpoint, from the cache, or trained now and put into the cache.
 
@@ -103,6 +104,7 @@ def trained_teacher(
         progress: What shows how far training is; None for nothing.
         device: Where to train.
         view_settings: Thresholds and scales of the views that it is trained and measured on; None for the defaults.
+        pretrained: Start from the weights that torchvision or timm offer for this name, with a new classifier.
 
     Raises:
         InputError: A name is unknown, the checkpoint does not fit, or a cached teacher is not what its record says.
@@ -113,11 +115,15 @@ def trained_teacher(
     check_splits(dataset, settings)
     if checkpoint is not None:
         return _from_checkpoint(name, dataset, settings, Path(checkpoint), device, view_settings)
-    network = build_network(name, dataset.num_classes, seed=seed, image_size=dataset.image_size).to(device)
-    recipe = _recipe(name, dataset, settings, views, seed, view_settings)
+    recipe = _recipe(name, dataset, settings, views, seed, view_settings, pretrained)
     key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
     folder = Path(cache_dir) / f"{''.join(c if c.isalnum() or c in '-_.' else '_' for c in name)}-{key[:16]}"
     from_cache = (folder / RECORD).exists()
+    # A cached teacher overwrites its start, which need not be downloaded for it.
+    start = pretrained and not from_cache
+    network = build_network(name, dataset.num_classes, pretrained=start, seed=seed, image_size=dataset.image_size).to(
+        device
+    )
     if not from_cache:
         _train(network, dataset, settings, views, seed, folder, recipe, progress, view_settings)
     record = _load(network, dataset, settings, folder, recipe)
@@ -127,7 +133,8 @@ def trained_teacher(
         val_top1=record["val_top1"],
         top1=record["test_top1"]["rgb"],
         per_view_top1=record["test_top1"],
-        source=f"{name}, trained on {dataset.name} ({'RGB' if views == 'rgb' else 'all views'}, seed {seed})",
+        source=f"{name}{', pretrained' if pretrained else ''}, trained on {dataset.name} "
+        f"({'RGB' if views == 'rgb' else 'all views'}, seed {seed})",
         weights_sha256=record["weights_sha256"],
         from_cache=from_cache,
     )
@@ -156,7 +163,13 @@ def _from_checkpoint(
 
 
 def _recipe(
-    name: str, dataset: ImageDataset, settings: TrainingSettings, views: str, seed: int, view_settings: ViewSettings
+    name: str,
+    dataset: ImageDataset,
+    settings: TrainingSettings,
+    views: str,
+    seed: int,
+    view_settings: ViewSettings,
+    pretrained: bool,
 ) -> dict[str, Any]:
     """Everything that decides the weights; through JSON and back, so that it compares with what was written."""
     recipe = {
@@ -171,6 +184,7 @@ def _recipe(
         # Of an RGB-trained teacher they decide what its record says of the other views.
         "view_settings": dataclasses.asdict(view_settings),
         "seed": seed,
+        "pretrained": pretrained,
         "torch": torch.__version__,
     }
     plain: dict[str, Any] = json.loads(json.dumps(recipe))
