@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tmkd_plugin.baselines.checks import check_number, check_weights, present
+from tmkd_plugin.baselines.checks import check_weights, present
 from tmkd_plugin.baselines.tensors import unit_vectors, without_autocast
 from tmkd_plugin.distiller import Distiller, cross_entropy, total
 from tmkd_plugin.errors import InputError
 from tmkd_plugin.losses import at_least_float32
 from tmkd_plugin.model_output import ModelOutput, OutputReader
-from tmkd_plugin.settings import Setting
+from tmkd_plugin.settings import Setting, check_number
 
 
 def class_activation_maps(feature_map: Tensor, classifier_weight: Tensor) -> Tensor:

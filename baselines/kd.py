@@ -6,10 +6,10 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from tmkd_plugin.baselines.checks import check_number, check_weights
+from tmkd_plugin.baselines.checks import check_weights
 from tmkd_plugin.distiller import Distiller, cross_entropy, total
 from tmkd_plugin.losses import kd_loss
-from tmkd_plugin.settings import Setting
+from tmkd_plugin.settings import Setting, check_number
 
 __all__ = ["KD", "kd_loss"]
 

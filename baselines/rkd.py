@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tmkd_plugin.baselines.checks import check_number, check_weights, present
+from tmkd_plugin.baselines.checks import check_weights, present
 from tmkd_plugin.baselines.tensors import paired_rows, unit_vectors, without_autocast
 from tmkd_plugin.distiller import Distiller, cross_entropy, total
 from tmkd_plugin.errors import InputError
-from tmkd_plugin.settings import Setting
+from tmkd_plugin.settings import Setting, check_number
 
 ANCHORS_PER_CHUNK = 16
 """Anchors whose angles are in memory together."""

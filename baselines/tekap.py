@@ -7,12 +7,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from tmkd_plugin.baselines.checks import check_number, check_weights
+from tmkd_plugin.baselines.checks import check_weights
 from tmkd_plugin.distiller import Distiller, cross_entropy, total
 from tmkd_plugin.errors import InputError, unknown_name
 from tmkd_plugin.losses import at_least_float32, kd_loss
 from tmkd_plugin.randomness import generator_for
-from tmkd_plugin.settings import Setting
+from tmkd_plugin.settings import Setting, check_number
 
 REDUCTIONS = ("sum", "mean")
 _PURPOSE = "tekap noise"

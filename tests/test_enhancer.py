@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from tiny_networks import TinyConvNet
 from torch import Tensor, nn
 
-from tmkd_plugin import TMKDEnhancer
+from tmkd_plugin import TMKDEnhancer, text_embeddings
 from tmkd_plugin.baselines.kd import KD
 from tmkd_plugin.errors import InputError, TmkdNotice
 from tmkd_plugin.losses import feature_kl_loss, kd_loss, text_contrast_loss
@@ -234,8 +234,21 @@ def test_trainable_parameters_are_all_but_the_teachers() -> None:
 
 def test_an_enhancer_nests() -> None:
     inner = enhanced()
-    outer = TMKDEnhancer(inner, NAMES, text=TEXT, seed=1)
+    outer = TMKDEnhancer(inner, NAMES, text=TEXT, seed=1, logit_weight=1.0)
     out = outer(images(), LABELS)
+
+    # Each of the inner views is shown to the teacher in the outer views; both fuse what they got.
+    def fused(table: Tensor, per_view: list[Tensor]) -> Tensor:
+        return sum(logits * table[LABELS][:, v, None] for v, logits in enumerate(per_view))
+
+    outer_table, inner_table = outer.fusion_table().detach(), inner.fusion_table().detach()
+    by_inner = []
+    for view in inner.multi_view.views_of(images()):
+        by_inner.append(fused(outer_table, [inner.teacher(v) for v in outer.multi_view.views_of(view)]))
+    expected = fused(inner_table, by_inner)
+    torch.testing.assert_close(out["logit_kl"], 0.9 * kd_loss(out["output"], expected, 4.0))
+    # The outer one compares the student with its own fused answer to the batch.
+    torch.testing.assert_close(out["logit_kl_of_TMKDEnhancer"], kd_loss(out["output"], by_inner[0], 4.0))
     terms = [value for name, value in out.items() if name not in ("loss", "output")]
     torch.testing.assert_close(out["loss"], sum(terms))
     assert sum(name.startswith("feature_kl") for name in out) == 2
@@ -269,6 +282,37 @@ def test_no_notice_when_the_heads_are_trained_or_steps_are_accumulated() -> None
                 if (step + 1) % every == 0:
                     optimiser.step()
                     optimiser.zero_grad()
+
+
+def test_the_watch_sees_fused_optimisers_and_lets_heads_have_their_own() -> None:
+    for heads_too in (False, True):
+        enhancer = enhanced()
+        optimisers = [torch.optim.AdamW(enhancer.student.parameters(), lr=1e-3, fused=True)]
+        if heads_too:
+            optimisers.append(torch.optim.AdamW(enhancer.heads.parameters(), lr=1e-3, fused=True))
+        with warnings.catch_warnings(record=True) as notices:
+            warnings.simplefilter("always")
+            for step in range(4):
+                enhancer(images(seed=step), LABELS)["loss"].backward()
+                for optimiser in optimisers:
+                    optimiser.step()
+                    optimiser.zero_grad()
+        assert [notice.category for notice in notices] == ([] if heads_too else [TmkdNotice])
+
+
+def test_text_embeddings_are_those_of_the_classes_and_views() -> None:
+    text = text_embeddings(NAMES, TEXT)
+    reordered = enhanced(text=text, views=("high_frequency", "rgb"))
+    assert torch.equal(reordered.heads.text_embeddings, text.tensor[[2, 0]])
+    with pytest.raises(InputError, match="of the classes heron, tern, wren, jay, but the class names are jay"):
+        TMKDEnhancer(kd(), NAMES[::-1], text=text)
+
+
+def test_labels_are_checked_when_the_halves_are_called_apart() -> None:
+    enhancer = enhanced()
+    per_view = enhancer.views_forward(images())
+    with pytest.raises(InputError, match=r"outside 0\.\.3"):
+        enhancer.fuse(per_view, torch.full((5,), -1))
 
 
 def test_epoch_report_gives_the_mean_weight_of_each_view() -> None:
@@ -310,7 +354,7 @@ BAD_ARGUMENTS = [
     ({"views": ("rgb", "rgb")}, "twice"),
     ({"feature_wieght": 1.0}, "Did you mean 'feature_weight'"),
     ({"temperature": 0}, "temperature must be a number above 0, but is 0"),
-    ({"feature_weight": -1}, "feature_weight must be a number of at least 0, but is -1"),
+    ({"feature_weight": -1}, "feature_weight must be a number at least 0, but is -1"),
     ({"noise_scale": float("nan")}, "noise_scale"),
     ({"fusion": "txt"}, "Did you mean 'text'"),
     ({"fusion_objective": "label"}, "Did you mean 'labels'"),

@@ -109,6 +109,18 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
         torch.testing.assert_close(half, whole)
 
 
+def test_classes_that_the_teacher_masks_out_do_no_harm() -> None:
+    student, teacher = draw(3, 5).requires_grad_(), draw(3, 5, seed=1)
+    teacher[:, 2] = -math.inf
+    kept = [0, 1, 3, 4]
+    loss = kd_loss(student, teacher, 4.0)
+    log_q = torch.log_softmax(student / 4, dim=1)[:, kept]
+    p = torch.softmax(teacher[:, kept] / 4, dim=1)
+    torch.testing.assert_close(loss, 16 * (p * (p.log() - log_q)).sum(1).mean())
+    loss.backward()
+    assert student.grad.isfinite().all()
+
+
 def test_unusable_input_is_refused() -> None:
     with pytest.raises(InputError, match=r"\(2, 3\) and \(2, 4\)"):
         kd_loss(torch.zeros(2, 3), torch.zeros(2, 4), 4.0)

@@ -139,6 +139,52 @@ def test_compiled_networks_give_the_same() -> None:
         torch.testing.assert_close(output.feature_map, expected.feature_map)
 
 
+def test_the_probe_leaves_buffers_that_forward_changes_as_they_were() -> None:
+    class Counts(TinyConvNet):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            return super().forward(images)
+
+    model = Counts()
+    OutputReader(model)
+    assert model.calls == 0
+
+
+def test_a_classifier_called_with_a_keyword() -> None:
+    class Keyword(TinyConvNet):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.fc(input=self.pool(self.forward_features(images)).flatten(1))
+
+    model = Keyword().eval()
+    output = OutputReader(model)(images())
+    torch.testing.assert_close(model.fc(output.pooled_features), output.logits)
+
+
+def test_logits_are_told_from_features_by_the_classifiers_width() -> None:
+    class Scaled(TinyConvNet):
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            pooled = self.pool(self.forward_features(images)).flatten(1)
+            return pooled, 10 * self.fc(pooled)
+
+    assert OutputReader(Scaled(num_classes=4, width=6)).num_classes == 4
+
+
+def test_a_call_with_gradient_counts_more_than_an_earlier_one_without() -> None:
+    model = TinyConvNet().eval()
+    reader = OutputReader(model)
+    with reader.recording():
+        with torch.no_grad():
+            model(images() * 0.5)
+        trained = model(images())
+        recorded = reader.recorded()
+    assert recorded.logits is trained
+    torch.testing.assert_close(recorded.feature_map, model.forward_features(images()))
+
+
 def test_networks_that_cannot_be_read_are_refused() -> None:
     class NoLogits(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -373,3 +373,164 @@ def test_an_error_inside_the_distiller_leaves_the_teacher_untouched() -> None:
         enhancer(images(), LABELS)
     assert "forward" not in vars(distiller.teacher)
     assert not any(module._forward_hooks for module in distiller.modules())
+
+
+def test_the_students_own_trial_run_without_gradient_is_not_mistaken_for_its_step() -> None:
+    class LooksFirst(OurDict):
+        def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+            with torch.no_grad():
+                self.student(images * 0.5)
+            return super().forward(images, labels)
+
+    distiller = LooksFirst()
+    enhancer = wrap(distiller)
+    out = enhancer(images(), LABELS)
+    added = out["feature_kl"] + out["text_contrast"]
+    assert all(grad is not None for grad in torch.autograd.grad(added, list(distiller.student.parameters())[:4]))
+
+
+def test_a_student_without_gradient_is_refused() -> None:
+    class NoGradient(OurDict):
+        def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+            with torch.no_grad():
+                return super().forward(images, labels)
+
+    enhancer = wrap(NoGradient())
+    with pytest.raises(InputError, match="ran without gradient"):
+        enhancer(images(), LABELS)
+    enhancer.eval()(images(), LABELS)
+    with torch.no_grad():
+        enhancer.train()(images(), LABELS)
+
+
+def test_a_student_called_on_other_rows_is_refused() -> None:
+    class TwoCrops(OurDict):
+        def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+            student = self.student(torch.cat([images, images.flip(3)]))
+            return sum(self.losses(student[:5], self.teacher(images), labels).values())
+
+    with pytest.raises(InputError, match="called its student on 10 images first, but the batch has 5 labels"):
+        wrap(TwoCrops())(images(), LABELS)
+
+
+def test_the_batch_counts_even_if_the_teacher_sees_another_crop_first() -> None:
+    class CropFirst(OurDict):
+        def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+            self.teacher(images.flip(3))
+            return super().forward(images, labels)
+
+    plain, cropped = wrap(OurDict()), wrap(CropFirst())
+    expected = plain(images(), LABELS)["feature_kl"]
+    torch.testing.assert_close(cropped(images(), LABELS, teacher_labels=LABELS)["feature_kl"], expected)
+
+
+@pytest.mark.parametrize("pre_logits", [False, True])
+def test_logit_source_rgb_holds_for_forward_head_too(pre_logits: bool) -> None:
+    class Heads(Base):
+        def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+            head = self.teacher.forward_head(self.teacher.forward_features(images), pre_logits=pre_logits)
+            self.heard.append(head)
+            return F.cross_entropy(self.student(images), labels)
+
+    distiller = Heads()
+    enhancer = wrap(distiller, logit_source="rgb")
+    enhancer(images(), LABELS)
+    rgb = distiller.teacher.forward_head(distiller.teacher.forward_features(images()), pre_logits=pre_logits)
+    assert torch.equal(distiller.heard[0], rgb) == (not pre_logits)
+
+
+def test_a_container_that_the_teacher_reuses_is_fused() -> None:
+    class Reuses(TinyConvNet):
+        def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+            self.__dict__.setdefault("kept", []).clear()
+            self.kept.append(self.forward_features(images))
+            return self.forward_head(self.kept[0]), self.kept
+
+    class Keeps(Base):
+        network = Reuses
+
+        def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+            teacher, features = self.teacher(images)
+            torch.testing.assert_close(self.teacher.forward_head(features[0]), teacher)
+            return sum(self.losses(self.student(images)[0], teacher, labels).values())
+
+    distiller = Keeps()
+    check(wrap(distiller), distiller.heard)
+
+
+def test_hooks_on_the_teacher_itself_run_once_and_those_inside_end_with_the_rgb_view() -> None:
+    bare, distiller = OurDict(), OurDict()
+    inside = []
+    bare.teacher.eval()
+    for each in (bare, distiller):
+        each.teacher.register_forward_hook(lambda module, args, output: output * 2)
+    distiller.teacher.fc.register_forward_hook(lambda module, args, output: inside.append(output))
+    enhancer = TMKDEnhancer(
+        distiller, NAMES, text=TEXT[:1], views=("rgb",), feature_weight=0, contrast_weight=0, logit_weight=0
+    )
+    assert torch.equal(enhancer(images(), LABELS)["loss"], bare(images(), LABELS)["loss"])
+
+    inside.clear()
+    three_views = wrap(distiller)
+    three_views(images(), LABELS)
+    assert torch.equal(inside[-1] * 2, distiller.teacher(images()))
+
+
+def test_a_bound_methods_own_parameters_are_trained_and_saved() -> None:
+    class Trainer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.small, self.big = TinyConvNet(width=5, seed=1), TinyConvNet(width=7, seed=2)
+            self.adapter = nn.Linear(4, 4)
+
+        def step(self, images: Tensor, labels: Tensor) -> Tensor:
+            logits = self.adapter(self.small(images))
+            return F.cross_entropy(logits, labels) + logit_kl(logits, self.big(images))
+
+    trainer = Trainer()
+    enhancer = wrap(trainer.step, student=trainer.small, teacher=trainer.big, logit_weight=0.0)
+    trained = {id(parameter) for parameter in enhancer.trainable_parameters()}
+    assert {id(parameter) for parameter in trainer.adapter.parameters()} < trained
+    assert not any("big" in name for name in enhancer.state_dict())
+    enhancer(images(), LABELS)["loss"].backward()
+    assert trainer.adapter.weight.grad is not None
+
+
+def test_figures_for_the_log_are_not_taken_for_terms() -> None:
+    class Logs(OurDict):
+        def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+            out = super().forward(images, labels)
+            return {**out, "accuracy": (out["output"].argmax(1) == labels).float().mean()}
+
+    out = wrap(Logs())(images(), LABELS)
+    assert "accuracy" not in out
+    torch.testing.assert_close(out["loss"], sum(v for k, v in out.items() if k not in ("loss", "output")))
+
+
+def test_loss_and_logs_are_not_taken_for_logits_and_terms() -> None:
+    class LossAndLogs(OurDict):
+        def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            out = super().forward(images, labels)
+            return out["loss"], {"ce": out["ce"].detach()}
+
+    with pytest.raises(InputError, match=r"For \(loss, logs\) return the loss alone"):
+        wrap(LossAndLogs())(images(), LABELS)
+
+
+def test_numbers_among_the_terms_and_predictions_in_eval_mode() -> None:
+    class Warm(LogitsAndTerms):
+        def forward(self, images: Tensor, labels: Tensor) -> object:
+            if not self.training:
+                return self.student(images)
+            logits, terms = super().forward(images, labels)
+            return logits, {**terms, "warm_up": 0.0}
+
+    enhancer = wrap(Warm())
+    enhancer(images(), LABELS)["loss"].backward()
+    with pytest.raises(InputError, match=r"never called its teacher|distiller\.student\(images\)"):
+        enhancer.eval()(images(), LABELS)
+
+
+def test_crops_in_a_list_are_refused() -> None:
+    with pytest.raises(InputError, match="images are a list"):
+        wrap(OurDict())([images(), images()], LABELS)

@@ -13,7 +13,7 @@ from tmkd_plugin.distiller_return import read_return, sum_of
 from tmkd_plugin.errors import InputError, TmkdNotice, unknown_name
 from tmkd_plugin.interception import TeacherInterception
 from tmkd_plugin.labels import check_labels, select_rows
-from tmkd_plugin.model_output import OutputReader
+from tmkd_plugin.model_output import ModelOutput, OutputReader
 from tmkd_plugin.multi_view_teacher import MultiViewTeacher, PerView
 from tmkd_plugin.optimiser_watch import OptimiserWatch
 from tmkd_plugin.prompts import check_class_names
@@ -87,6 +87,10 @@ class TMKDEnhancer(TeacherFreeState):
         tmkd, of_views = _split_settings(settings)
         found_student, found_teacher = find_networks(distiller, student, teacher)
         self.distiller = distiller
+        # The module that a bound method belongs to may have parameters of its own.
+        owner = getattr(distiller, "__self__", None)
+        if isinstance(owner, nn.Module):
+            self.distiller_owner = owner
         self._attach("student", found_student)
         self._attach("teacher", found_teacher)
         self.seed = seed
@@ -135,6 +139,7 @@ class TMKDEnhancer(TeacherFreeState):
                 own = read_return(self.distiller(images, labels, *args, **kwargs))
             per_view, labels_seen = answers.first_call()
             student = self.student_reader.recorded()
+        self._check_student(student, labels)
         self._check_pairing(labels, labels_seen)
         noise = generator_for(self.seed, "feature noise", self._step)
         added = self.heads.terms(self.multi_view, student, per_view, labels, table, noise)
@@ -165,7 +170,11 @@ class TMKDEnhancer(TeacherFreeState):
         Args:
             per_view: What the teacher said of each view.
             labels: (B,) integers or (B, K) probabilities.
+
+        Raises:
+            InputError: The labels are not those of these images.
         """
+        check_labels(labels, per_view.outputs[0].logits.shape[0], self.num_classes)
         return self.multi_view.fused_return(per_view, select_rows(self.fusion_table().detach(), labels))
 
     def epoch_report(self) -> dict[str, Any]:
@@ -206,6 +215,12 @@ class TMKDEnhancer(TeacherFreeState):
 
     def _build_heads(self, settings: TMKDSettings, text: TextEmbeddings) -> TMKDHeads:
         expected = (len(self.multi_view.views), self.num_classes)
+        if text.class_names is not None and list(text.class_names) != self.class_names:
+            raise InputError(
+                f"The text embeddings are of the classes {', '.join(text.class_names)}, but the class names are "
+                f"{', '.join(self.class_names)}. Make them for these, in this order."
+            )
+        text = text.for_views(self.multi_view.views)
         if tuple(text.tensor.shape[:2]) != expected:
             raise InputError(
                 f"The text embeddings are for {tuple(text.tensor.shape[:2])} (views, classes), but {expected} are needed: "
@@ -237,6 +252,20 @@ class TMKDEnhancer(TeacherFreeState):
                 stacklevel=4,
             )
         return 1.0 if has_own is False else 0.0
+
+    def _check_student(self, student: ModelOutput, labels: Tensor) -> None:
+        """Refuses a student's first call from which nothing can be learned for this batch."""
+        if student.logits.shape[0] != labels.shape[0]:
+            raise InputError(
+                f"The distiller called its student on {student.logits.shape[0]} images first, but the batch has "
+                f"{labels.shape[0]} labels. Call it on the batch, in the order of the labels, before anything else."
+            )
+        trains = any(parameter.requires_grad for parameter in self.student.parameters())
+        if self.training and torch.is_grad_enabled() and trains and not student.logits.requires_grad:
+            raise InputError(
+                f"The student ({type(self.student).__name__}) ran without gradient (no_grad, or checkpointing with "
+                "use_reentrant=True), so TMKD's terms would not train it. Call it with gradient."
+            )
 
     def _check_pairing(self, labels: Tensor, teacher_labels: Tensor) -> None:
         """Refuses to compare the student's rows with a teacher's that are of other images."""

@@ -47,6 +47,8 @@ class TeacherInterception:
         self.teacher_labels = teacher_labels
         self.was_called = False
         self._first: tuple[PerView, Tensor] | None = None
+        self._first_is_the_batch = False
+        self._last: tuple[PerView, Tensor] | None = None
         self._features: list[tuple[Any, list[Any], Tensor]] = []
         self._rows_are_known = False
         self._replaced: dict[str, Any] = {}
@@ -72,32 +74,51 @@ class TeacherInterception:
         if self._first is None:
             raise InputError(
                 f"The distiller never called its teacher ({type(self.teacher).__name__}) in this step, so there was nothing "
-                "to enhance. If its teacher is another module than the one that was found, pass that as teacher=."
+                "to enhance. If its teacher is another module than the one that was found, pass that as teacher=; if it calls "
+                "another method than teacher(images), forward_features or forward_head, let it call one of these."
             )
         return self._first
 
-    def _forward(self, *args: Any, **kwargs: Any) -> Any:
-        per_view, labels = self._ask(*args, **kwargs)
-        return self.multi_view.fused_return(per_view, select_rows(self.table, labels))
-
-    def _read(self, images: Tensor) -> ModelOutput:
-        per_view, labels = self._ask(images)
+    def read(self, images: Tensor) -> ModelOutput:
+        """Answers this package's own readers; (B, 3, H, W) -> the fused :class:`ModelOutput`."""
+        per_view, labels = self._ask(self.teacher, images)
         return self.multi_view.fused_output(per_view, select_rows(self.table, labels))
 
-    def _ask(self, *args: Any, **kwargs: Any) -> tuple[PerView, Tensor]:
+    def last_output(self) -> ModelOutput:
+        """Returns the fused :class:`ModelOutput` of the last call."""
+        if self._last is None:
+            raise InputError(f"The teacher ({type(self.teacher).__name__}) was not called.")
+        per_view, labels = self._last
+        return self.multi_view.fused_output(per_view, select_rows(self.table, labels))
+
+    def _forward(self, *args: Any, **kwargs: Any) -> Any:
+        # Hooks on the teacher itself run once, around this answer, as they do around the bare teacher's.
+        per_view, labels = self._ask(lambda *a, **k: self._own_forward()(*a, **k), *args, **kwargs)
+        return self.multi_view.fused_return(per_view, select_rows(self.table, labels))
+
+    def _own_forward(self) -> Any:
+        # A module compiled in place runs through __call__ only.
+        return self.teacher if self.teacher._compiled_call_impl is not None else self.teacher.forward
+
+    def _ask(self, run: Any, *args: Any, **kwargs: Any) -> tuple[PerView, Tensor]:
         images, args, kwargs = _split_images(args, kwargs)
         labels = self._labels_of(images)
         with self._paused():
-            per_view = self.multi_view.views_forward(images, *args, **kwargs)
-        if self._first is None:
-            self._first = per_view, labels
+            per_view = self.multi_view.views_forward(images, *args, run=run, **kwargs)
+        is_the_batch = _is_same(images, self.images)
+        # The terms that compare student and teacher want the batch itself, if the teacher saw it at all.
+        if self._first is None or (is_the_batch and not self._first_is_the_batch):
+            self._first, self._first_is_the_batch = (per_view, labels), is_the_batch
+        self._last = per_view, labels
         return per_view, labels
 
     def _forward_features(self, *args: Any, **kwargs: Any) -> Any:
         images, args, kwargs = _split_images(args, kwargs)
         labels = self._labels_of(images)
         with self._paused():
-            per_view = self.multi_view.ask(lambda view: self.teacher.forward_features(view, *args, **kwargs), images)
+            per_view = self.multi_view.for_each_view(
+                lambda view: self.teacher.forward_features(view, *args, **kwargs), self.multi_view.views_of(images)
+            )
         fused = fuse_nests(per_view, select_rows(self.table, labels), self.multi_view.rgb)
         self._features.append((fused, per_view, labels))
         return fused
@@ -109,18 +130,28 @@ class TeacherInterception:
                 return self.teacher.forward_head(features, *args, **kwargs)
             # A head need not be affine (ConvNeXt normalises in it): each view goes through it, then they are fused.
             _, per_view, labels = known
-            heads = [self.teacher.forward_head(each, *args, **kwargs) for each in per_view]
+            heads = self.multi_view.for_each_view(
+                lambda each: self.teacher.forward_head(each, *args, **kwargs), per_view
+            )
+        gives_logits = not kwargs.get("pre_logits", args[0] if args else False)
+        if gives_logits and self.multi_view.logit_source == "rgb":
+            return heads[self.multi_view.rgb]
         return fuse_nests(heads, select_rows(self.table, labels), self.multi_view.rgb)
 
     def _finish(self, features: list[Any]) -> PerView:
         """Reads logits and pooled features off per-view features that the distiller asked for without the head."""
         reader = self.multi_view.reader
-        outputs = []
-        for each in features:
-            with reader.recording(), torch.no_grad():
-                returned = self.teacher.forward_head(each)
-                outputs.append(reader.recorded(returned))
-        return PerView(tuple(features), tuple(outputs))
+        if not callable(getattr(self.teacher, "forward_head", None)):
+            raise InputError(
+                f"The distiller called forward_features of its teacher ({type(self.teacher).__name__}), which has no "
+                "forward_head, so its logits and pooled features are not known. Give it one, or call the teacher itself."
+            )
+
+        def head(each: Any) -> ModelOutput:
+            with reader.recording():
+                return reader.recorded(self.teacher.forward_head(each))
+
+        return PerView(tuple(features), tuple(self.multi_view.for_each_view(head, features)))
 
     def _labels_of(self, images: Tensor) -> Tensor:
         self.was_called = True
@@ -153,9 +184,9 @@ class TeacherInterception:
             self._install()
 
     def _install(self) -> None:
-        answers: dict[str, Any] = {"forward": self._forward, SUBSTITUTE: self._read}
+        answers: dict[str, Any] = {"forward": self._forward, SUBSTITUTE: self}
         # `module.compile()` hides `forward` behind this attribute.
-        if getattr(self.teacher, "_compiled_call_impl", None) is not None:
+        if self.teacher._compiled_call_impl is not None:
             answers["_compiled_call_impl"] = None
         for name, answer in (("forward_features", self._forward_features), ("forward_head", self._forward_head)):
             if callable(getattr(self.teacher, name, None)):

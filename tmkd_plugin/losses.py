@@ -38,7 +38,9 @@ def softened_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """``KL(softmax(teacher/T) || softmax(student/T))``, mean over the batch, without the factor T²; (B, D) each."""
     log_p = F.log_softmax(at_least_float32(teacher) / temperature, dim=1)
     log_q = F.log_softmax(at_least_float32(student) / temperature, dim=1)
-    return (log_p.exp() * (log_p - log_q)).sum(dim=1).mean()
+    p = log_p.exp()
+    # 0 log 0 is 0, so classes that the teacher masks out (logit -inf) do no harm.
+    return (p * (log_p.masked_fill(p == 0, 0) - log_q)).sum(dim=1).mean()
 
 
 def perturbed_features(fused_features: Tensor, noise: Tensor, noise_scale: float) -> Tensor:

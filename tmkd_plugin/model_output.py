@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,17 @@ from tmkd_plugin.nested import leaves
 from tmkd_plugin.probe import OutputPlan, plan_outputs
 
 SUBSTITUTE = "_tmkd_substitute"
-"""Instance attribute of a network under which a step's substitute for :meth:`OutputReader.__call__` stands."""
+"""Instance attribute of a network under which a :class:`Substitute` stands while it is intercepted."""
+
+
+class Substitute(Protocol):
+    """What answers for a network while it is intercepted."""
+
+    def read(self, images: Tensor) -> ModelOutput:
+        """Answers instead of :meth:`OutputReader.__call__`."""
+
+    def last_output(self) -> ModelOutput:
+        """Returns the answer to the last call of the network itself."""
 
 
 @dataclass(frozen=True)
@@ -46,25 +56,30 @@ class _Recorder:
 
     def clear(self) -> None:
         self.complete = False
+        self.passing_map: Tensor | None = None
         self.pooled: Tensor | None = None
+        self.pooled_is_constant = False
         self.logits: Tensor | None = None
         self.feature_map: Tensor | None = None
         self.returned: Any = None
 
-    def on_classifier(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        if self.active and not self.complete:
-            self.pooled = args[0]
+    def on_classifier(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        pooled = args[0] if args else kwargs["input"]
+        # The first of several calls counts, but one that can be trained counts more than one made under no_grad.
+        if self.active and (not self.complete or (self.pooled_is_constant and pooled.requires_grad)):
+            self.pooled = pooled
+            self.pooled_is_constant = not pooled.requires_grad
             self.logits = output
+            self.feature_map = self.passing_map
             self.complete = True
 
-    def on_map_input(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        # Only the first of several calls counts: the map that belongs to the recorded logits.
-        if self.active and not self.complete:
-            self.feature_map = args[0]
+    def on_map_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.active:
+            self.passing_map = args[0] if args else kwargs["input"]
 
     def on_map_output(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        if self.active and not self.complete:
-            self.feature_map = output
+        if self.active:
+            self.passing_map = output
 
     def on_return(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self.active and self.returned is None:
@@ -110,7 +125,7 @@ class OutputReader:
         """Runs the network once and returns what it says; (B, 3, H, W) -> :class:`ModelOutput`."""
         substitute = self.model.__dict__.get(SUBSTITUTE)
         if substitute is not None:
-            answer: ModelOutput = substitute(images)
+            answer: ModelOutput = substitute.read(images)
             return answer
         with self.recording():
             returned = self.model(images)
@@ -143,7 +158,7 @@ class OutputReader:
         recorder = self._recorder
         returned = recorder.returned if returned is None else returned
         logits = recorder.logits if self.plan.classifier_gives_logits else self._logits_of(returned)
-        pooled, feature_map = recorder.pooled, recorder.feature_map
+        pooled, feature_map = recorder.pooled, recorder.feature_map if recorder.complete else recorder.passing_map
         recorder.clear()
         if logits is None or (self.plan.classifier is not None and pooled is None):
             raise InputError(
@@ -202,9 +217,9 @@ class OutputReader:
         plan, recorder = self.plan, self._recorder
         handles = []
         if plan.classifier is not None:
-            handles.append(plan.classifier.register_forward_hook(recorder.on_classifier))
+            handles.append(plan.classifier.register_forward_hook(recorder.on_classifier, with_kwargs=True))
         if plan.map_module is not None and plan.map_is_input:
-            handles.append(plan.map_module.register_forward_pre_hook(recorder.on_map_input))
+            handles.append(plan.map_module.register_forward_pre_hook(recorder.on_map_input, with_kwargs=True))
         elif plan.map_module is not None:
             handles.append(plan.map_module.register_forward_hook(recorder.on_map_output))
         if not plan.classifier_gives_logits:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tmkd_plugin.errors import InputError, unknown_name
 from tmkd_plugin.fusion import fuse, fuse_nests
-from tmkd_plugin.model_output import ModelOutput, OutputReader
+from tmkd_plugin.model_output import SUBSTITUTE, ModelOutput, OutputReader, Substitute
 from tmkd_plugin.nested import leaves, map_leaves
 from tmkd_plugin.pixels import channel_statistics, check_images, from_pixels, to_pixels
 from tmkd_plugin.views import VIEW_NAMES, ViewSettings, make_views
@@ -80,6 +80,11 @@ class MultiViewTeacher:
         Raises:
             InputError: With what was found, what was expected and what to do.
         """
+        if not isinstance(images, Tensor):
+            raise InputError(
+                f"The images are a {type(images).__name__}, but one tensor (B, 3, H, W) is expected. Several crops of a batch "
+                "go into one tensor: torch.cat(crops), with the labels repeated."
+            )
         # Looking at values makes a GPU wait: there, the first batch has to speak for the others.
         if images.device.type == "cpu" or not self._has_checked:
             check_images(images, self.mean, self.std)
@@ -105,26 +110,38 @@ class MultiViewTeacher:
             for name in self.views
         ]
 
-    def ask(self, call: Callable[[Tensor], Any], images: Tensor) -> list[Any]:
-        """Calls ``call`` on each view of the images, without gradient, and returns the answers in the views' order."""
-        views = self.views_of(images)
+    def for_each_view(self, call: Callable[[Any], Any], per_view: Sequence[Any]) -> list[Any]:
+        """Calls ``call`` on what there is of each view, without gradient; the answers come in the views' order."""
         answers: dict[int, Any] = {}
         # The RGB view goes last, so that hooks which somebody has on the teacher are left with what they would see anyway.
-        for v in sorted(range(len(views)), key=lambda v: v == self.rgb):
+        for v in sorted(range(len(per_view)), key=lambda v: v == self.rgb):
             # Inference tensors, if the caller is in inference mode, could not enter the trainable fusion.
             with torch.inference_mode(False), torch.no_grad():
-                answers[v] = call(views[v])
-        return [answers[v] for v in range(len(views))]
+                # Its own containers: a network may return the same list each time, filled anew.
+                answers[v] = map_leaves(lambda leaf: leaf, call(per_view[v]))
+        return [answers[v] for v in range(len(per_view))]
 
-    def views_forward(self, images: Tensor, *args: Any, **kwargs: Any) -> PerView:
-        """Runs the teacher on each view, (B, 3, H, W) -> :class:`PerView`; it needs no labels."""
+    def views_forward(
+        self, images: Tensor, *args: Any, run: Callable[..., Any] | None = None, **kwargs: Any
+    ) -> PerView:
+        """Runs the teacher on each view, (B, 3, H, W) -> :class:`PerView`; it needs no labels.
+
+        Args:
+            images: (B, 3, H, W), normalised.
+            *args: Given to the teacher after the images.
+            run: What runs the teacher; None for the teacher itself.
+            **kwargs: Given to the teacher.
+        """
+        run = run or self.teacher
+        # Another enhancer may stand between this one and the network: what its hooks see is then a part of its answer.
+        outer: Substitute | None = self.teacher.__dict__.get(SUBSTITUTE)
 
         def call(view: Tensor) -> tuple[Any, ModelOutput]:
             with self.reader.recording():
-                returned = self.teacher(view, *args, **kwargs)
-                return returned, self.reader.recorded(returned)
+                returned = run(view, *args, **kwargs)
+                return returned, self.reader.recorded(returned) if outer is None else outer.last_output()
 
-        returned, outputs = zip(*self.ask(call, images), strict=True)
+        returned, outputs = zip(*self.for_each_view(call, self.views_of(images)), strict=True)
         return PerView(returned, outputs)
 
     def fused_return(self, per_view: PerView, weights: Tensor) -> Any:

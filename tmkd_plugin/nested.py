@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 from torch import Tensor
@@ -36,7 +37,12 @@ def map_leaves(function: Callable[..., Any], *nests: Any) -> Any:
         return dataclasses.replace(first, **changes)
     if isinstance(first, Mapping):
         items = {key: map_leaves(function, *(nest[key] for nest in nests)) for key in first}
-        return items if type(first) is dict else type(first)(items)  # type: ignore[call-arg]
+        if type(first) is dict or not isinstance(first, MutableMapping):
+            return items
+        # A copy keeps what a constructor could not be given, such as a defaultdict's factory.
+        filled = copy.copy(first)
+        filled.update(items)
+        return filled
     if isinstance(first, (tuple, list)):
         values = [map_leaves(function, *parts) for parts in zip(*nests, strict=True)]
         if hasattr(first, "_fields"):

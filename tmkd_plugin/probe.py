@@ -159,15 +159,17 @@ def _events_of(network: nn.Module, size: int) -> tuple[Any, list[_Event]]:
     events: list[_Event] = []
 
     def record(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            first = args[0] if args and isinstance(args[0], Tensor) else None
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            first = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
             events.append(_Event(name, module, first, output if isinstance(output, Tensor) else None))
 
         return hook
 
-    handles = [module.register_forward_hook(record(name)) for name, module in network.named_modules() if name]
+    handles = [
+        module.register_forward_hook(record(name), with_kwargs=True) for name, module in network.named_modules() if name
+    ]
     try:
-        with torch.no_grad(), _evaluation_mode(network), forked_random_state(0, "probe"):
+        with torch.no_grad(), _left_as_it_was(network), forked_random_state(0, "probe"):
             return network(images), events
     finally:
         for handle in handles:
@@ -175,14 +177,18 @@ def _events_of(network: nn.Module, size: int) -> tuple[Any, list[_Event]]:
 
 
 @contextlib.contextmanager
-def _evaluation_mode(network: nn.Module) -> Iterator[None]:
+def _left_as_it_was(network: nn.Module) -> Iterator[None]:
+    """Puts the network in eval mode inside the block; modes and buffers are as before after it."""
     modes = [(module, module.training) for module in network.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
     network.eval()
     try:
         yield
     finally:
         for module, training in modes:
             module.training = training
+        for buffer, before in buffers:
+            buffer.copy_(before)
 
 
 def _is_classifier(event: _Event) -> bool:
@@ -199,7 +205,8 @@ def _find_logits(tensors: list[Tensor], linears: list[_Event], returned: Any) ->
         for i in candidates:
             if _same(tensors[i], event.output):
                 return i
-    return candidates[0] if candidates else None
+    widths = {event.output.shape[1] for event in linears[-1:] if event.output is not None}
+    return next((i for i in candidates if tensors[i].shape[1] in widths), candidates[0] if candidates else None)
 
 
 def _find_map(events: list[_Event], pooled: Tensor | None) -> _Map | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -68,16 +69,41 @@ def resolve(settings: Mapping[str, Setting], given: Mapping[str, Any]) -> dict[s
     }
 
 
-def check_number(name: str, value: Any, *, minimum: float = 0.0, above: bool = False) -> None:
-    """Checks that a setting is a finite number not below (or, with ``above``, above) a minimum.
+def check_number(
+    name: str,
+    value: float,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    whole: bool = False,
+) -> None:
+    """Refuses what is not a finite number in the given range.
+
+    Args:
+        name: The hyper-parameter, for the message.
+        value: What was given.
+        above: The number must be larger than this.
+        at_least: The number must be this or larger.
+        at_most: The number must be this or smaller.
+        whole: The number must be an integer.
 
     Raises:
-        InputError: It is not.
+        InputError: The value is no such number.
     """
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not minimum <= value < float("inf") or (above and value == minimum):
+    numeric = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    inside = (
+        numeric
+        and math.isfinite(value)
+        and (above is None or value > above)
+        and (at_least is None or value >= at_least)
+        and (at_most is None or value <= at_most)
+    )
+    if not inside:
+        bounds = [("above", above), ("at least", at_least), ("at most", at_most)]
+        wanted = " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
         raise InputError(
-            f"{name} must be a number {'above' if above else 'of at least'} {minimum:g}, but is {value!r}."
+            f"{name} must be a{' whole' if whole else ''} number{' ' + wanted if wanted else ''}, but is {value!r}."
         )
 
 

@@ -10,7 +10,7 @@ import argparse
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -54,11 +54,29 @@ class TextEmbeddings:
         tensor: (V, K, D) float32 on the CPU, rows of length 1, without gradient.
         text_views: ``"per view"``, or ``"shared"`` if all views have the same embeddings.
         source: The text source in words, for the results of a run.
+        class_names: The K classes in their order, where they are known.
+        views: The V views in their order, where they are known.
     """
 
     tensor: torch.Tensor
     text_views: str
     source: str
+    class_names: tuple[str, ...] | None = None
+    views: tuple[str, ...] | None = None
+
+    def for_views(self, views: Sequence[str]) -> TextEmbeddings:
+        """Returns the embeddings of some views, in their order; where the views are not known, as they are.
+
+        Raises:
+            InputError: A view is not among them.
+        """
+        if self.views is None:
+            return self
+        for view in views:
+            if view not in self.views:
+                raise unknown_name("view of the text embeddings", view, self.views)
+        rows = self.tensor[[self.views.index(view) for view in views]]
+        return replace(self, tensor=rows, views=tuple(views))
 
     @property
     def shared_views(self) -> bool:
@@ -110,7 +128,7 @@ def text_embeddings(
             stacklevel=2,
         )
     tensor = rows.expand(len(views), *rows.shape[-2:]).contiguous() if rows.ndim == 2 else rows
-    return TextEmbeddings(tensor, "shared" if shared else "per view", label)
+    return TextEmbeddings(tensor, "shared" if shared else "per view", label, tuple(names), tuple(views))
 
 
 def _read_source(

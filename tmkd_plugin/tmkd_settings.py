@@ -52,13 +52,13 @@ class TMKDSettings:
 
     def __post_init__(self) -> None:
         for name in ("feature_weight", "contrast_weight", "noise_scale"):
-            check_number(name, getattr(self, name))
+            check_number(name, getattr(self, name), at_least=0)
         if self.logit_weight is not None:
-            check_number("logit_weight", self.logit_weight)
+            check_number("logit_weight", self.logit_weight, at_least=0)
         for name in ("temperature", "feature_temperature", "contrast_temperature"):
-            check_number(name, getattr(self, name), above=True)
+            check_number(name, getattr(self, name), above=0)
         for name in ("hidden_width", "projection_width"):
-            check_number(name, getattr(self, name), minimum=1)
+            check_number(name, getattr(self, name), at_least=1, whole=True)
         check_choice("fusion", self.fusion, ("text", "average"))
         check_choice("fusion_objective", self.fusion_objective, ("feature_kl", "labels", "frozen"))
         check_choice("logit_source", self.logit_source, ("fused", "rgb"))
