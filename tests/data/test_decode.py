@@ -37,7 +37,7 @@ def test_modes_become_rgb(mode, tmp_path):
         image = Image.fromarray(grey.astype(np.uint16) * 257)
     else:
         image = Image.fromarray(grey).convert("RGB").convert(mode)
-    ending = "tiff" if mode in ("CMYK", "YCbCr") else "png"
+    ending = {"CMYK": "tiff", "YCbCr": "jpg"}.get(mode, "png")
     pixels = decode_image(saved(image, tmp_path / f"image.{ending}"), 32)
     assert pixels.shape == (32, 32, 3)
     assert pixels.dtype == np.uint8

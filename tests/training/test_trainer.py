@@ -339,7 +339,9 @@ INTERRUPTED = """
 
 def test_a_process_stopped_by_ctrl_c_leaves_whole_files_only(tmp_path):
     command = [sys.executable, "-c", textwrap.dedent(INTERRUPTED), str(tmp_path)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # A shell's background jobs ignore SIGINT, and so would this child if the tests ran in one.
+    listens = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **listens)
     try:
         history = tmp_path / "history.jsonl"
         deadline = time.monotonic() + 120

@@ -117,7 +117,8 @@ class Comparison:
 
     def _view_settings(self) -> ViewSettings:
         """Returns the thresholds and scales of the views, so that both teachers learn those that the enhancer shows."""
-        given = self.preparation.configuration.settings_of(self.preparation.configuration.enhancer or "")
+        configuration = self.preparation.configuration
+        given = {} if configuration.enhancer is None else configuration.settings_of(configuration.enhancer)
         names = {field.name for field in dataclasses.fields(ViewSettings)}
         return ViewSettings(**{name: value for name, value in given.items() if name in names})
 
