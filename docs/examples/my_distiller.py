@@ -56,7 +56,7 @@ def main(epochs=1):
             losses["loss"].backward()
             optimiser.step()
             if step % 10 == 0:
-                shown = {name: round(float(term), 3) for name, term in losses.items() if name != "output"}
+                shown = {name: round(float(term.detach()), 3) for name, term in losses.items() if name != "output"}
                 print(f"epoch {epoch}, step {step}: {shown}")
     return distiller
 
