@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from torch import Tensor, nn
 
 
-class ConvNet(nn.Module):
+class ConvNet(nn.Module, ABC):
     """A network that shows the tensor which enters its global pooling.
 
     A subclass sets ``pool`` and ``fc`` and implements ``forward_features``. The logits are the classifier's answer to
@@ -19,6 +21,7 @@ class ConvNet(nn.Module):
     pool: nn.AdaptiveAvgPool2d
     fc: nn.Linear
 
+    @abstractmethod
     def forward_features(self, images: Tensor) -> Tensor:
         """Returns the feature map that enters global pooling.
 
@@ -28,7 +31,6 @@ class ConvNet(nn.Module):
         Returns:
             The feature map (B, C, h, w), same dtype as the images.
         """
-        raise NotImplementedError
 
     def forward_head(self, feature_map: Tensor, pre_logits: bool = False) -> Tensor:
         """Pools a feature map and classifies it.
