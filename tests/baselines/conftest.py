@@ -47,15 +47,6 @@ class Recording:
         assert float((actual - expected).abs().max()) <= limit
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """These tensors are so small that a second thread only gets in the way."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def recording():
     return Recording
