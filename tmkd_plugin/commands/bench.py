@@ -1,0 +1,138 @@
+"""``tmkd bench``: distillation methods with and without an enhancer."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from tmkd_plugin.commands.parser import whole_number
+from tmkd_plugin.presets import preset_names
+
+EXAMPLES = """\
+examples:
+  tmkd bench --baseline kd
+      KD and KD + TMKD on the handwritten digits inside scikit-learn, 3 seeds; no download
+  tmkd bench --baseline all --controls --seeds 5
+      all baselines, each alone, with TMKD, and with its control arms
+  tmkd bench --baseline catkd --dataset ./images --preset cifar10_small --text clip.npz --seeds 0-7
+      a folder with train/<class>/ and test/<class>/, text embeddings from a file, seeds 0 to 7
+  tmkd bench --set tmkd.feature_weight=0.5 --set kd.temperature=2 --set training.epochs=20
+      other values than the preset's; `tmkd list baselines` names the settings
+  tmkd bench --baseline my_package.my_module:MyDistiller --set alpha=0.3
+      a distiller of your own, called as MyDistiller(student=..., teacher=..., alpha=0.3)
+
+exit codes: 0 done, 2 unusable input, 3 a run failed, 130 interrupted
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Adds ``tmkd bench`` to the commands."""
+    bench = commands.add_parser(
+        "bench",
+        help="compare distillation methods with and without an enhancer",
+        description="Train a teacher, then each baseline alone and with the enhancer, seed by seed, and compare them.",
+        epilog=EXAMPLES,
+    )
+    what = bench.add_argument_group("what is compared")
+    add = what.add_argument
+    add(
+        "--baseline",
+        metavar="NAME",
+        help="kd, rkd, sp, catkd, tekap, several with commas, all, or module:Class (default: kd)",
+    )
+    add(
+        "--enhancer",
+        metavar="NAME",
+        help="tmkd: each baseline alone and with TMKD; none: the baselines alone (default: tmkd)",
+    )
+    add(
+        "--controls",
+        action="store_true",
+        help="add two control arms for each baseline: + logit KL; RGB-trained teacher",
+    )
+    add("--seeds", metavar="SEEDS", help="3 for seeds 0, 1, 2; or a list 0,1,5; or a range 8-15 (default: 3)")
+    data = bench.add_argument_group("data and networks")
+    add = data.add_argument
+    add(
+        "--dataset",
+        metavar="NAME|DIR",
+        help="digits, or a folder with train/<class>/ and test/<class>/ (default: digits)",
+    )
+    add(
+        "--teacher",
+        metavar="NET",
+        help="teacher network, see `tmkd list networks`; also timm/<name>, torchvision/<name>",
+    )
+    add(
+        "--teacher-views",
+        metavar="VIEWS",
+        help="what the teacher is trained on: rgb, or all (a view drawn for each image)",
+    )
+    add("--teacher-checkpoint", metavar="FILE", help="weights of your own teacher, instead of training one")
+    add("--student", metavar="NET", help="student network")
+    add(
+        "--text",
+        metavar="SOURCE",
+        help="text teacher: small_clip, MODEL/TAG of open_clip, or a file of embeddings (.npz)",
+    )
+    values = bench.add_argument_group("values and files")
+    add = values.add_argument
+    add("--preset", metavar="NAME|FILE", help=f"{', '.join(preset_names())}, or a YAML file (default: by the data set)")
+    add(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="change a value, such as training.epochs=20; repeatable",
+    )
+    add("--out", metavar="DIR", type=Path, help="folder of the results (default: runs/<dataset>-<baseline>-<enhancer>)")
+    add("--overwrite", action="store_true", help="replace results that stand there")
+    add(
+        "--threads",
+        metavar="N",
+        type=whole_number,
+        help="CPU threads, which results depend on in the last bits (default: torch's)",
+    )
+    add("--quiet", action="store_true", help="print the outcome only")
+    add("--debug", action="store_true", help="show the traceback of an unexpected error")
+    bench.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs a comparison and returns the exit code."""
+    from tmkd_plugin.config import parse_assignments
+
+    # Unlike `python -m`, an installed command does not look for module:Class in the current folder by itself.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    assignments = parse_assignments(arguments.set)
+    from tmkd_plugin.bench.command import BenchOptions, bench
+
+    names = (
+        "dataset",
+        "teacher",
+        "teacher_views",
+        "teacher_checkpoint",
+        "student",
+        "baseline",
+        "enhancer",
+        "seeds",
+        "text",
+    )
+    flags = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    if arguments.controls:
+        flags["controls"] = True
+    return bench(
+        BenchOptions(
+            flags=flags,
+            assignments=assignments,
+            preset=arguments.preset,
+            out=arguments.out,
+            overwrite=arguments.overwrite,
+            threads=arguments.threads,
+            quiet=arguments.quiet,
+        )
+    )

@@ -1,0 +1,47 @@
+"""The argument parser of all commands: errors in one line, with the nearest known word."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from typing import Any, NoReturn
+
+BAD_INPUT = 2
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors suggest what may have been meant."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        """Prints the problem in one line, the nearest known word and where to look, and exits with 2."""
+        self.exit(BAD_INPUT, f"error: {message}.{self._suggestion(message)} See `{self.prog} --help`.\n")
+
+    def _suggestion(self, message: str) -> str:
+        known = [option for action in self._all_actions() for option in action.option_strings]
+        given = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
+        if invalid := re.search(r"invalid choice: '([^']*)'", message):
+            given = [invalid[1]]
+            known = [str(choice) for action in self._all_actions() for choice in action.choices or ()]
+        elif not message.startswith("unrecognized"):
+            return ""
+        near = [match for word in given for match in difflib.get_close_matches(word, known, n=1, cutoff=0.5)]
+        return f" Did you mean {' '.join(repr(word) for word in near)}?" if near else ""
+
+    def _all_actions(self) -> list[argparse.Action]:
+        """Returns the actions of this parser and of its sub-commands, which report unknown options through it."""
+        actions = list(self._actions)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                actions += [inner for parser in action.choices.values() for inner in parser._actions]
+        return actions
+
+
+def whole_number(text: str) -> int:
+    """Reads an option that is a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got '{text}'")
+    return int(text)
