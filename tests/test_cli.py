@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from tmkd_plugin import cli
 from tmkd_plugin.cli import main
+from tmkd_plugin.commands import bench, list_names
 from tmkd_plugin.version import __version__
 
 
@@ -118,7 +118,6 @@ def test_misspelt_commands_and_options(words, message, capsys):
         (["--set", "nonsense"], "expected key=value"),
         (["--set", "kd.temperature=0"], "KD: temperature must be a number above 0, but is 0"),
         (["--set", "tmkd.fusion=avg"], "KD + TMKD: Unknown fusion 'avg'. Did you mean 'average'?"),
-        (["--set", "image_size=16"], "small_clip needs images of 32 px"),
         (["--set", "device=cuad"], "device='cuad' can't be used"),
         (["--out", "{file}"], "can't be written to"),
     ],
@@ -148,7 +147,7 @@ def raising(error: BaseException):
 
 def test_an_unexpected_error_leaves_a_log_and_is_short(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(cli, "_run_list", raising(ZeroDivisionError("oh")))
+    monkeypatch.setattr(list_names, "run", raising(ZeroDivisionError("oh")))
     assert main(["list", "presets"]) == 3
     error = capsys.readouterr().err
     assert error.startswith("error: unexpected ZeroDivisionError: oh")
@@ -159,12 +158,12 @@ def test_an_unexpected_error_leaves_a_log_and_is_short(monkeypatch, capsys, tmp_
 
 
 def test_debug_shows_the_traceback(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "_run_bench", raising(ZeroDivisionError("oh")))
+    monkeypatch.setattr(bench, "run", raising(ZeroDivisionError("oh")))
     assert main(["bench", "--debug"]) == 3
     assert "Traceback" in capsys.readouterr().err
 
 
 def test_interrupted(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "_run_list", raising(KeyboardInterrupt()))
+    monkeypatch.setattr(list_names, "run", raising(KeyboardInterrupt()))
     assert main(["list", "presets"]) == 130
     assert "Interrupted" in capsys.readouterr().err

@@ -114,7 +114,7 @@ def test_a_key_without_section_belongs_to_the_only_baseline():
             {"seeds": "x"},
             "seeds: expected a number n (seeds 0 to n-1), a list such as 0,1,5, or a range",
         ),
-        ({"baseline": "kd,kd"}, "baseline: names a baseline twice, got 'kd,kd'."),
+        ({"baseline": "kd,kd"}, "baseline: holds a name twice, got 'kd,kd'."),
         ({"baseline": 3}, "baseline: expected a list, got 3."),
     ],
 )
@@ -132,7 +132,7 @@ def test_a_missing_data_set():
 
 
 def test_presets_are_found_by_data_set():
-    assert preset_names() == ["cifar10_small", "digits", "image_folder"]
+    assert {"cifar10_small", "digits", "image_folder"} <= set(preset_names())
     assert preset_for("digits") == "digits"
     assert preset_for("./pictures") == "image_folder"
     assert all(describe_preset(name) for name in preset_names())
@@ -143,7 +143,7 @@ def test_every_preset_is_a_valid_configuration(name):
     configuration = configure({"dataset": "./pictures"}, {}, name)
     assert configuration.recipe("training").epochs >= 1
     assert configuration.recipe("teacher_training").epochs >= 1
-    assert configuration.resolved.described["student"]["source"] == f"preset {name}"
+    assert configuration.resolved.described["seeds"]["source"] == f"preset {name}"
 
 
 def test_a_preset_file(tmp_path):

@@ -62,7 +62,7 @@ def _run(parsed: argparse.Namespace) -> int:
         return _report(f"error: the run failed: {error}", RUN_FAILED, debug)
     except KeyboardInterrupt:
         print(
-            "\nInterrupted. What was written is whole; the same command starts the comparison again.", file=sys.stderr
+            "\nInterrupted. What was written is whole; the same command goes on from there.", file=sys.stderr
         )
         return INTERRUPTED
     except BrokenPipeError:  # the reader, such as `head`, has seen enough

@@ -26,6 +26,10 @@ class Experiment(BaseModel):
 
     Attributes:
         dataset: A data set's name, or the path of a folder of images.
+        data_dir: The folder that holds the data sets known by name; ``None`` for the usual place.
+        download: Whether a data set that is not there may be downloaded.
+        augmentation: What training images go through: ``crop_flip`` or ``resized_crop``; ``None`` for the data set's own.
+        workers: Processes that read images which are not held in memory; no result depends on it.
         image_size: Side of the square images in pixels; ``None`` for the data set's own.
         train_limit: The most training images, equally many of each class; ``None`` for all.
         validation_limit: The same for the validation images.
@@ -40,7 +44,9 @@ class Experiment(BaseModel):
         student: Name of the student's network.
         student_pretrained: Whether the student starts from the weights that its library offers.
         baseline: Names of distillation methods, or ``module:Class`` of one's own.
-        enhancer: The method to compare each baseline with; ``none`` for the baselines alone.
+        enhancer: The methods to compare each baseline with; ``none`` for the baselines alone.
+        variants: Name to settings with which the enhancer is run once more, such as ``{rgb_only: {views: [rgb]}}``.
+        student_alone: Whether to add the student that is trained without a teacher.
         controls: Whether to add the two control arms for each baseline.
         seeds: One run of every arm for each.
         text: The text teacher: ``small_clip``, an open_clip ``model/tag``, or a file of embeddings.
@@ -50,6 +56,10 @@ class Experiment(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     dataset: str
+    data_dir: str | None = None
+    download: bool = True
+    augmentation: Literal["crop_flip", "resized_crop"] | None = None
+    workers: int = Field(default=0, ge=0)
     image_size: int | None = Field(default=None, ge=8)
     train_limit: int | None = Field(default=None, ge=1)
     validation_limit: int | None = Field(default=None, ge=1)
@@ -63,7 +73,9 @@ class Experiment(BaseModel):
     student: str = "resnet8"
     student_pretrained: bool = False
     baseline: tuple[str, ...] = ("kd",)
-    enhancer: str = "tmkd"
+    enhancer: tuple[str, ...] = ("tmkd",)
+    variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    student_alone: bool = False
     controls: bool = False
     seeds: tuple[int, ...] = (0, 1, 2)
     text: str = "ViT-B-32-quickgelu/openai"
@@ -74,15 +86,15 @@ class Experiment(BaseModel):
     def _seeds(cls, value: Any) -> tuple[int, ...]:
         return parse_seeds(value)
 
-    @field_validator("baseline", mode="before")
+    @field_validator("baseline", "enhancer", mode="before")
     @classmethod
-    def _baseline(cls, value: Any) -> Any:
+    def _listed(cls, value: Any) -> Any:
         names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
         if isinstance(names, (list, tuple)):
             if not names or "" in names:
-                raise ValueError("expected a name, a list of names, or all")
+                raise ValueError("expected a name or a list of names")
             if len(set(names)) < len(names):
-                raise ValueError("names a baseline twice")
+                raise ValueError("holds a name twice")
         return names
 
 
@@ -201,7 +213,7 @@ def _described(given: Mapping[str, Any], entries: Mapping[str, tuple[Any, str]],
 def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
     """Turns ``["training.epochs=5", "text=clip.npz"]`` into ``{"training": {"epochs": 5}, "text": "clip.npz"}``.
 
-    A value is read as YAML reads it: ``true``, ``null``, numbers, ``[5, 8]``; anything else is text.
+    A value is read as YAML reads it: ``true``, ``null``, numbers, ``[5, 8]``, ``{a: 1}``; anything else is text.
 
     Raises:
         InputError: An entry is not ``key=value`` or ``section.key=value``.
@@ -228,4 +240,4 @@ def _yaml_value(text: str) -> Any:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         return text
-    return value if value is None or isinstance(value, (bool, int, float, list)) else text
+    return value if value is None or isinstance(value, (bool, int, float, list, dict)) else text

@@ -76,7 +76,7 @@ def _lines(error: ValidationError, values: Mapping[str, Any], path: str | None =
 
 def _line(path: str, value: Any, expected: Sequence[str]) -> str:
     words = " or ".join(expected)
-    if not words.startswith(("expected", "names")):  # a message of a validator of ours is a sentence of its own
+    if not words.startswith(("expected", "holds")):  # a message of a validator of ours is a sentence of its own
         words = f"expected {words}"
     near = difflib.get_close_matches(str(value), re.findall("'([^']+)'", words), n=1, cutoff=0.5)
     suggestion = f" Did you mean '{near[0]}'?" if near else ""

@@ -100,7 +100,9 @@ class TMKDEnhancer(TeacherFreeState):
         self.class_names = self._check_classes(class_names, teacher_reader.num_classes)
         self.multi_view = MultiViewTeacher(teacher_reader, views, mean, std, of_views, tmkd.logit_source)
         if not isinstance(text, TextEmbeddings):
-            text = text_embeddings(self.class_names, text, views=self.multi_view.views)
+            # The contrast draws towards the plain prompt even where the teacher is not shown the plain image.
+            prompts = self.multi_view.views if isinstance(text, Tensor) else dict.fromkeys(["rgb", *self.multi_view.views])
+            text = text_embeddings(self.class_names, text, views=tuple(prompts))
         self.text_source, self.text_views = text.source, text.text_views
         self.heads = self._build_heads(tmkd, text)
         self.freeze_teacher()
@@ -220,6 +222,8 @@ class TMKDEnhancer(TeacherFreeState):
                 f"The text embeddings are of the classes {', '.join(text.class_names)}, but the class names are "
                 f"{', '.join(self.class_names)}. Make them for these, in this order."
             )
+        has_plain = text.views is not None and "rgb" in text.views
+        plain = text.for_views(["rgb"]).tensor[0] if has_plain else None
         text = text.for_views(self.multi_view.views)
         if tuple(text.tensor.shape[:2]) != expected:
             raise InputError(
@@ -227,14 +231,15 @@ class TMKDEnhancer(TeacherFreeState):
                 f"views {', '.join(self.multi_view.views)} of {self.num_classes} classes."
             )
         parameter = next(self.student.parameters())
-        embeddings = text.tensor.to(torch.float64 if parameter.dtype == torch.float64 else torch.float32)
+        dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+        embeddings = text.tensor.to(dtype)
         needs_student = settings.feature_weight or settings.contrast_weight
         reader, teacher_reader = self.student_reader, self.multi_view.reader
         return TMKDHeads(
             settings,
             logit_weight=self._resolve_logit_weight(settings.logit_weight),
             text_embeddings=embeddings,
-            rgb=self.multi_view.rgb,
+            anchors=embeddings[self.multi_view.rgb] if plain is None else plain.to(dtype),
             student_width=reader.pooled_width if needs_student else None,
             teacher_width=teacher_reader.pooled_width if settings.feature_weight else None,
             seed=self.seed,

@@ -24,7 +24,7 @@ class TMKDHeads(nn.Module):
         settings: Weights, temperatures and widths.
         logit_weight: The resolved weight of the added logit KL.
         text_embeddings: (V, K, D), one row a view and class.
-        rgb: Position of the view whose text embeddings are the anchors of the contrast.
+        anchors: (K, D), the text embeddings of the plain prompt, which the contrast draws the student towards.
         student_width: Width of the student's pooled features; None if it has none.
         teacher_width: Width of the teacher's.
         seed: Initialisation is a function of it.
@@ -35,7 +35,7 @@ class TMKDHeads(nn.Module):
         settings: TMKDSettings,
         logit_weight: float,
         text_embeddings: Tensor,
-        rgb: int,
+        anchors: Tensor,
         student_width: int | None,
         teacher_width: int | None,
         seed: int,
@@ -43,9 +43,10 @@ class TMKDHeads(nn.Module):
         super().__init__()
         self.settings = settings
         self.logit_weight = logit_weight
-        self.rgb = rgb
         self.text_embeddings: Tensor
         self.register_buffer("text_embeddings", text_embeddings, persistent=False)
+        self.anchors: Tensor
+        self.register_buffer("anchors", anchors, persistent=False)
         n_views, _, text_width = text_embeddings.shape
 
         self.weight_net: WeightNet | None = None
@@ -110,7 +111,7 @@ class TMKDHeads(nn.Module):
             terms["logit_kl"] = self.logit_weight * kl(student.logits, logits, settings.temperature)  # Eq 8
         if self.student_projection is not None and self.text_projection is not None:
             s = _project(self.student_projection, student.pooled_features)  # Eq 9
-            t = self.text_projection(self.text_embeddings[self.rgb])  # Eq 10
+            t = self.text_projection(self.anchors)  # Eq 10
             contrast = text_contrast_loss(s, t, labels, settings.contrast_temperature)  # Eq 11
             terms["text_contrast"] = settings.contrast_weight * contrast
         if self.weight_net is not None and settings.fusion_objective == "labels":

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from tmkd_plugin.bench.arms import ArmSpec, check_enhancer, expand_baselines, plan_arms
+from tmkd_plugin.bench.arms import ArmSpec, check_enhancers, expand_baselines, plan_arms
 from tmkd_plugin.errors import InputError
 
 KNOWN = ["kd", "rkd", "sp", "catkd", "tekap"]
 
 
-def plan(baselines, enhancer="tmkd", *, controls=False, adds=(), no_rgb_teacher=None):
+def plan(baselines, enhancers=("tmkd",), *, controls=False, adds=(), no_rgb_teacher=None, **more):
     added = {name: name in adds for name in baselines}
-    return plan_arms(baselines, enhancer, controls=controls, adds_logit_kl=added, no_rgb_teacher=no_rgb_teacher)
+    return plan_arms(baselines, enhancers, controls=controls, adds_logit_kl=added, no_rgb_teacher=no_rgb_teacher, **more)
 
 
 def names(pairs):
@@ -27,7 +27,7 @@ def test_each_baseline_alone_and_enhanced():
 
 
 def test_no_enhancer_leaves_the_baselines_alone():
-    planned = plan(["kd", "rkd"], None)
+    planned = plan(["kd", "rkd"], [])
     assert [arm.name for arm in planned.arms] == ["kd", "rkd"]
     assert planned.pairs == []
 
@@ -51,6 +51,27 @@ def test_controls_that_would_repeat_an_arm_are_left_out_with_a_reason():
     assert any("KD + logit KL" in notice for notice in planned.notices)
 
 
+def test_variants_and_the_student_alone():
+    planned = plan(["catkd"], variants=["rgb_only", "average"], student_alone=True)
+    arms = ["student", "catkd", "catkd+tmkd", "catkd+tmkd@rgb_only", "catkd+tmkd@average"]
+    assert [arm.name for arm in planned.arms] == arms
+    assert names(planned.pairs) == [
+        ("catkd", "catkd+tmkd"),
+        ("catkd", "catkd+tmkd@rgb_only"),
+        ("catkd", "catkd+tmkd@average"),
+        ("catkd+tmkd@rgb_only", "catkd+tmkd"),
+        ("catkd+tmkd@average", "catkd+tmkd"),
+        ("student", "catkd"),
+    ]
+    assert [arm.title for arm in planned.arms] == [
+        "Student alone",
+        "CAT-KD",
+        "CAT-KD + TMKD",
+        "CAT-KD + TMKD (rgb only)",
+        "CAT-KD + TMKD (average)",
+    ]
+
+
 def test_titles_and_folders():
     own = ArmSpec("my_package.my_module:MyDistiller", "tmkd")
     assert own.title == "MyDistiller + TMKD"
@@ -62,15 +83,15 @@ def test_titles_and_folders():
 
 def test_arms_that_would_share_a_folder_are_refused():
     with pytest.raises(InputError, match="would share a folder"):
-        plan(["a:B", "a_B:b", "a:b"], None)
+        plan(["a:B", "a_B:b", "a:b"], [])
 
 
 def test_names():
     assert expand_baselines(["all"], KNOWN) == KNOWN
     assert expand_baselines(["sp", "a.b:C"], KNOWN) == ["sp", "a.b:C"]
-    assert check_enhancer("none") is None
-    assert check_enhancer("tmkd") == "tmkd"
+    assert check_enhancers(["none"]) == []
+    assert check_enhancers(["tmkd"]) == ["tmkd"]
     with pytest.raises(InputError, match="Did you mean 'tekap'"):
         expand_baselines(["tekp"], KNOWN)
     with pytest.raises(InputError, match="Did you mean 'tmkd'"):
-        check_enhancer("tkmd")
+        check_enhancers(["tkmd"])

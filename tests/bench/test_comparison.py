@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from tmkd_plugin.cli import main
 from tmkd_plugin.zoo import build_network
 
-FILES = {"student.safetensors", "student_last.safetensors", "heads.safetensors", "predictions.npz", "history.jsonl"}
+FILES = {"student.safetensors", "student_last.safetensors", "heads.safetensors", "predictions.npz"}
+FILES |= {"history.jsonl", "run.json"}
 SCORES = {"epoch", "val_top1", "top1", "top5", "recall"}
 
 
@@ -170,18 +171,95 @@ def test_an_arm_gives_the_same_bits_alone_and_beside_others(tiny_bench, tmp_path
     assert one.read_bytes() == other.read_bytes()
 
 
-def test_an_interrupted_comparison_starts_over(tiny_bench, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_comparison_goes_on(tiny_bench, tmp_path, monkeypatch, capsys):
     from tmkd_plugin.bench import comparison
 
-    out = tmp_path / "out"
+    out, trained = tmp_path / "out", []
+    train = comparison.train_distiller
 
     def interrupted(*args, **kwargs):
-        raise KeyboardInterrupt
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        trained.append(kwargs["folder"])
+        return train(*args, **kwargs)
 
     with monkeypatch.context() as patch:
         patch.setattr(comparison, "train_distiller", interrupted)
         assert main([*tiny_bench, "--out", str(out)]) == 130
-    assert "Interrupted" in capsys.readouterr().err
+    assert "goes on from there" in capsys.readouterr().err
     assert not (out / "results.json").exists()
-    assert main([*tiny_bench, "--seeds", "1", "--out", str(out)]) == 2, "another configuration was begun there"
+    stamps = [(folder / "student.safetensors").stat().st_mtime_ns for folder in trained]
+    assert main([*tiny_bench, "--set", "training.epochs=2", "--out", str(out)]) == 2
+    assert "training.epochs: there 1, now 2" in capsys.readouterr().err
+    assert main([*tiny_bench, "--resume", "--out", str(out)]) == 0
+    assert [(folder / "student.safetensors").stat().st_mtime_ns for folder in trained] == stamps
+    assert main([*tiny_bench, "--out", str(tmp_path / "whole")]) == 0
+    assert (out / "results.json").read_bytes() == (tmp_path / "whole" / "results.json").read_bytes()
+
+
+def test_more_seeds_and_arms_in_the_same_folder_train_only_what_is_new(tiny_bench, tmp_path, monkeypatch):
+    from tmkd_plugin.bench import comparison
+
+    out, trained = tmp_path / "out", []
+    train = comparison.train_distiller
+
+    def noted(*args, **kwargs):
+        trained.append(str(kwargs["folder"].relative_to(out)))
+        return train(*args, **kwargs)
+
+    monkeypatch.setattr(comparison, "train_distiller", noted)
+    assert main([*tiny_bench, "--seeds", "1", "--enhancer", "none", "--out", str(out)]) == 0
+    assert main([*tiny_bench, "--seeds", "2", "--baseline", "kd,sp", "--out", str(out)]) == 0
+    rest = ["kd+tmkd/seed0", "sp/seed0", "sp+tmkd/seed0", "kd/seed1", "kd+tmkd/seed1", "sp/seed1", "sp+tmkd/seed1"]
+    assert trained == ["kd/seed0", *rest]
+    assert len(read(out / "results.json")["arms"]) == 4
+
+
+def test_a_damaged_run_is_made_again_and_a_foreign_one_refused(tiny_bench, tmp_path, capsys):
+    out = tmp_path / "out"
+    talkative = [word for word in tiny_bench if word != "--quiet"]
     assert main([*tiny_bench, "--out", str(out)]) == 0
+    whole = (out / "results.json").read_bytes()
+    (out / "results.json").unlink()
+    file = out / "kd" / "seed1" / "predictions.npz"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    assert main([*talkative, "--out", str(out)]) == 0
+    assert "predictions.npz is missing or not what its record says" in capsys.readouterr().out
+    assert (out / "results.json").read_bytes() == whole
+    (out / "results.json").unlink()
+    (out / "kd" / "seed0" / "run.json").write_bytes((out / "kd" / "seed1" / "run.json").read_bytes())
+    assert main([*tiny_bench, "--out", str(out)]) == 2
+    assert "it differs in: seed" in capsys.readouterr().err
+
+
+def test_variants_of_the_enhancer_and_the_student_alone(tiny_bench, tmp_path):
+    out = tmp_path / "out"
+    variants = "variants={edges: {views: [edge, high_frequency]}, average: {fusion: average}}"
+    options = [*tiny_bench, "--seeds", "1", "--set", variants, "--set", "student_alone=true"]
+    assert main([*options, "--out", str(out)]) == 0
+    results = read(out / "results.json")
+    arms = {arm["name"]: arm for arm in results["arms"]}
+    assert list(arms) == ["student", "kd", "kd+tmkd", "kd+tmkd@edges", "kd+tmkd@average"]
+    assert arms["kd+tmkd@edges"]["variant"] == "edges"
+    edges = json.loads((out / "kd+tmkd@edges" / "seed0" / "history.jsonl").read_text().splitlines()[0])
+    assert set(edges["fusion_weights"]) == {"edge", "high_frequency"}
+    average = json.loads((out / "kd+tmkd@average" / "seed0" / "history.jsonl").read_text().splitlines()[0])
+    assert average["fusion_weights"]["rgb"] == pytest.approx(1 / 3)
+    alone = json.loads((out / "student" / "seed0" / "history.jsonl").read_text().splitlines()[0])
+    assert set(alone["losses"]) == {"loss", "ce"}
+
+
+@pytest.mark.parametrize(
+    ("variants", "message"),
+    [
+        ("{a: {veiws: [rgb]}}", "Did you mean 'variants.a.views'?"),
+        ("{a: {views: rgb}}", "variants.a.views: expected a list"),
+        ("{../a: {views: [rgb]}}", "expected a name of letters"),
+        ("{a: 3}", "variants"),
+    ],
+)
+def test_variants_that_can_not_be(tiny_bench, tmp_path, capsys, variants, message):
+    assert main([*tiny_bench, "--set", f"variants={variants}", "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err

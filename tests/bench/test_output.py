@@ -9,28 +9,36 @@ import pytest
 from tmkd_plugin.bench.output import OutputFolder, default_folder
 from tmkd_plugin.errors import InputError
 
-IDENTITY = {"config": {"seeds": {"value": [0], "source": "preset"}}, "dataset": {"fingerprint": "a"}}
-OTHER = {"config": {"seeds": {"value": [0, 1], "source": "preset"}}, "dataset": {"fingerprint": "a"}}
+IDENTITY = {"config": {"student": {"value": "a", "source": "preset"}}, "dataset": {"fingerprint": "a"}}
+OTHER = {"config": {"student": {"value": "b", "source": "preset"}}, "dataset": {"fingerprint": "a"}}
 
 
 def test_default_folder():
-    assert str(default_folder("digits", ["kd"], "tmkd")) == "runs/digits-kd-tmkd"
-    assert str(default_folder("/data/my images/", ["kd", "sp"], None)) == "runs/my_images-kd_sp-none"
-    assert str(default_folder("digits", ["a.b:Mine"], "tmkd")) == "runs/digits-Mine-tmkd"
+    assert str(default_folder("digits", ["kd"], ["tmkd"])) == "runs/digits-kd-tmkd"
+    assert str(default_folder("/data/my images/", ["kd", "sp"], [])) == "runs/my_images-kd_sp-none"
+    assert str(default_folder("digits", ["a.b:Mine"], ["tmkd"])) == "runs/digits-Mine-tmkd"
 
 
 def test_another_configuration_is_refused_and_named(tmp_path):
     OutputFolder(tmp_path / "out", IDENTITY)
     OutputFolder(tmp_path / "out", IDENTITY)
-    with pytest.raises(InputError, match=r"(?s)another configuration.*seeds: there \[0\], now \[0, 1\].*--overwrite"):
+    with pytest.raises(InputError, match=r"(?s)another configuration.*student: there 'a', now 'b'.*--overwrite"):
         OutputFolder(tmp_path / "out", OTHER)
     OutputFolder(tmp_path / "out", OTHER, overwrite=True)
 
 
 def test_the_source_of_an_equal_value_does_not_matter(tmp_path):
     OutputFolder(tmp_path / "out", IDENTITY)
-    same = {**IDENTITY, "config": {"seeds": {"value": [0], "source": "command line"}}}
+    same = {**IDENTITY, "config": {"student": {"value": "a", "source": "command line"}}}
     assert OutputFolder(tmp_path / "out", same).finished is None
+
+
+def test_other_seeds_arms_and_places_are_the_same_folder(tmp_path):
+    config = {**IDENTITY["config"], "seeds": {"value": [0], "source": "ours"}, "kd": {"temperature": {"value": 4.0}}}
+    output = OutputFolder(tmp_path / "out", {**IDENTITY, "config": config})
+    output.write({**IDENTITY, "config": config, "arms": [{"seeds": [{"seed": 0, "best": {}}]}]}, {})
+    more = {**IDENTITY["config"], "seeds": {"value": [0, 1], "source": "ours"}, "workers": {"value": 2}, "sp": {}}
+    assert OutputFolder(tmp_path / "out", {**IDENTITY, "config": more}).finished is None
 
 
 def test_other_images_are_another_configuration(tmp_path):

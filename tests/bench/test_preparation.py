@@ -57,7 +57,6 @@ def test_no_logit_kl_no_control(image_folder, text_file, cache):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"text": "small_clip"}, r"small_clip needs images of 32 px, but those of 'colours' have 16"),
         ({"tmkd": {"feature_weight": -1}}, r"KD \+ TMKD: feature_weight"),
         ({"student": "timm/vit_tiny_patch16_224", "baseline": "catkd", "image_size": 16}, "CAT-KD: .*feature map"),
         ({"device": "cuad"}, "device='cuad' can't be used"),

@@ -13,7 +13,18 @@ from tmkd_plugin.errors import InputError, unknown_name
 ENHANCERS: dict[str, str] = {"tmkd": "tmkd_plugin.enhancer:TMKDEnhancer"}
 """Name -> ``module:Class``; called as ``Class(distiller, class_names, text=, mean=, std=, seed=, input_size=, **settings)``."""
 
-TITLES = {"kd": "KD", "rkd": "RKD", "sp": "SP", "catkd": "CAT-KD", "tekap": "TeKAP", "tmkd": "TMKD"}
+STUDENT_ALONE = "student"
+"""The arm of the student that is trained with cross-entropy and no teacher."""
+
+TITLES = {
+    "student": "Student alone",
+    "kd": "KD",
+    "rkd": "RKD",
+    "sp": "SP",
+    "catkd": "CAT-KD",
+    "tekap": "TeKAP",
+    "tmkd": "TMKD",
+}
 
 Control = Literal["logit_kl", "rgb_teacher"]
 
@@ -25,6 +36,7 @@ class ArmSpec:
     Attributes:
         baseline: Name of the distillation method, or ``module:Class``.
         enhancer: Name of the enhancer around it, if there is one.
+        variant: Name of the settings with which the enhancer differs from its usual ones; ``None`` for those.
         control: ``"logit_kl"``: the baseline and the KL of the single-view teacher's logits, which the enhanced arm of a
             baseline without one of its own also has; ``"rgb_teacher"``: the baseline under a teacher trained on RGB
             images only, by the same recipe. Each tells a part of the enhanced arm's difference that is not the enhancer's.
@@ -33,6 +45,7 @@ class ArmSpec:
     baseline: str
     enhancer: str | None = None
     control: Control | None = None
+    variant: str | None = None
 
     @property
     def name(self) -> str:
@@ -40,7 +53,8 @@ class ArmSpec:
         if self.control == "rgb_teacher":
             return f"{self.baseline}@rgb_teacher"
         added = self.control or self.enhancer
-        return f"{self.baseline}+{added}" if added else self.baseline
+        name = f"{self.baseline}+{added}" if added else self.baseline
+        return f"{name}@{self.variant}" if self.variant else name
 
     @property
     def folder(self) -> str:
@@ -54,7 +68,8 @@ class ArmSpec:
         if self.control == "rgb_teacher":
             return f"{baseline}, RGB teacher"
         added = "logit KL" if self.control else title_of(self.enhancer) if self.enhancer else ""
-        return f"{baseline} + {added}" if added else baseline
+        title = f"{baseline} + {added}" if added else baseline
+        return f"{title} ({self.variant.replace('_', ' ')})" if self.variant else title
 
 
 def title_of(name: str) -> str:
@@ -73,43 +88,51 @@ class Plan:
 
 def plan_arms(
     baselines: Sequence[str],
-    enhancer: str | None,
+    enhancers: Sequence[str],
     *,
     controls: bool,
     adds_logit_kl: Mapping[str, bool],
     no_rgb_teacher: str | None,
+    variants: Sequence[str] = (),
+    student_alone: bool = False,
 ) -> Plan:
-    """Lists the arms for each baseline: itself, enhanced, and its controls.
+    """Lists the arms for each baseline: itself, enhanced, variants of that, and its controls.
 
     Args:
         baselines: Names, each once.
-        enhancer: Name, or ``None`` for the baselines alone.
+        enhancers: Names; none for the baselines alone.
         controls: Whether to add the controls.
         adds_logit_kl: For each baseline whether the enhanced arm has a KL of logits that the baseline has not.
         no_rgb_teacher: Why there is no control under an RGB-trained teacher; ``None`` if there is one.
+        variants: Names of the variants of the one enhancer.
+        student_alone: Whether to add the student that is trained without a teacher.
     """
     arms: list[ArmSpec] = []
     pairs: list[tuple[ArmSpec, ArmSpec]] = []
     notices: list[str] = []
     if controls and no_rgb_teacher is not None:
         notices.append(f"No control arms under an RGB-trained teacher: {no_rgb_teacher}.")
+    if student_alone:
+        arms.append(ArmSpec(STUDENT_ALONE))
     for baseline in baselines:
         plain = ArmSpec(baseline)
-        group = [plain]
-        if enhancer is not None:
-            group.append(ArmSpec(baseline, enhancer))
+        enhanced = [ArmSpec(baseline, enhancer) for enhancer in enhancers]
+        varied = [ArmSpec(baseline, enhancers[0], variant=variant) for variant in variants]
+        checks = []
         if controls and adds_logit_kl[baseline]:
-            group.append(ArmSpec(baseline, control="logit_kl"))
+            checks.append(ArmSpec(baseline, control="logit_kl"))
         elif controls:
             title = title_of(baseline)
             notices.append(f"No control arm {title} + logit KL: no logit KL is added to {title} in the first place.")
         if controls and no_rgb_teacher is None:
-            group.append(ArmSpec(baseline, control="rgb_teacher"))
-        arms += group
-        # Everything against the baseline, and the enhanced arm against each control.
-        pairs += [(plain, other) for other in group[1:]]
-        if enhancer is not None:
-            pairs += [(other, group[1]) for other in group[2:]]
+            checks.append(ArmSpec(baseline, control="rgb_teacher"))
+        arms += [plain, *enhanced, *varied, *checks]
+        # Everything against the baseline, the enhanced arms against each control, and the variants against the usual settings.
+        pairs += [(plain, other) for other in [*enhanced, *varied, *checks]]
+        pairs += [(check, arm) for check in checks for arm in enhanced]
+        pairs += [(other, enhanced[0]) for other in varied]
+        if student_alone:
+            pairs.append((ArmSpec(STUDENT_ALONE), plain))
     _check_folders(arms)
     return Plan(arms, pairs, notices)
 
@@ -144,14 +167,17 @@ def enhancer_class(name: str) -> Callable[..., Any]:
     return found
 
 
-def check_enhancer(name: str) -> str | None:
-    """Returns the enhancer's name, ``None`` for ``none``.
+def check_enhancers(names: Sequence[str]) -> list[str]:
+    """Returns the enhancers' names, an empty list for ``none``.
 
     Raises:
-        InputError: There is no enhancer of that name.
+        InputError: There is no enhancer of a name, or one comes twice.
     """
-    if name == "none":
-        return None
-    if name not in ENHANCERS:
-        raise unknown_name("enhancer", name, [*ENHANCERS, "none"])
-    return name
+    if list(names) == ["none"]:
+        return []
+    for name in names:
+        if name not in ENHANCERS:
+            raise unknown_name("enhancer", name, [*ENHANCERS, "none"])
+    if len(set(names)) < len(names):
+        raise InputError(f"--enhancer {','.join(names)}: names an enhancer twice.")
+    return list(names)

@@ -15,11 +15,12 @@ import torch
 
 from tmkd_plugin.bench.comparison import Comparison, Seconds
 from tmkd_plugin.bench.configuration import Configuration, configure
-from tmkd_plugin.bench.output import OutputFolder, default_folder
+from tmkd_plugin.bench.output import RESULTS, OutputFolder, default_folder
 from tmkd_plugin.bench.preparation import Preparation, describe_dataset, prepare
 from tmkd_plugin.bench.results import any_failed
 from tmkd_plugin.bench.table import print_outcome
 from tmkd_plugin.text_cache import default_cache_dir
+from tmkd_plugin.training.checkpoint import CHECKPOINT_SECONDS
 from tmkd_plugin.training.progress import training_progress
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class BenchOptions:
         overwrite: Whether results that stand there may be replaced.
         threads: Number of CPU threads; ``None`` for torch's choice.
         quiet: Whether to print the outcome only.
+        checkpoint_seconds: The least time between two checkpoints of a run.
     """
 
     flags: Mapping[str, Any]
@@ -50,6 +52,7 @@ class BenchOptions:
     overwrite: bool = False
     threads: int | None = None
     quiet: bool = False
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
 
 
 def bench(options: BenchOptions) -> int:
@@ -63,32 +66,75 @@ def bench(options: BenchOptions) -> int:
         torch.set_num_threads(options.threads)
     console = _console()
     say = _silent if options.quiet else _printer(console)
-    started, start = _now(), time.perf_counter()
     configuration = configure(options.flags, options.assignments, options.preset)
+    out = options.out or default_folder(
+        configuration.experiment.dataset, configuration.baselines, configuration.enhancers
+    )
+    outcome = _compare(configuration, out, None, options, say)
+    print_outcome(console, outcome.results, outcome.timing)
+    say(f"Results: {out / RESULTS}; {outcome.timing.get('seconds', 0):.0f} seconds in all.")
+    return FAILED if any_failed(outcome.results) else DONE
+
+
+def run_comparison(
+    configuration: Configuration,
+    out: Path,
+    *,
+    runs: Path | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+    say: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Runs what is missing of a comparison and returns the data of its ``results.json``, which it also writes.
+
+    Args:
+        configuration: What to compare.
+        out: The folder of the results.
+        runs: The folder of the runs, an arm and a seed each; several comparisons of the same data, networks and recipes can
+            share one, and no run is made twice. ``None`` for ``out``.
+        overwrite: Whether to replace what stands there.
+        quiet: Whether to show no progress.
+        say: Called with each line for the user; ``None`` prints them unless ``quiet``.
+
+    Raises:
+        InputError: Something that was given can't be used.
+        RunError: The small CLIP or a teacher could not be trained. A failed arm raises nothing: its entry says it.
+    """
+    if say is None:
+        say = _silent if quiet else _printer(_console())
+    options = BenchOptions({}, {}, overwrite=overwrite, quiet=quiet)
+    return _compare(configuration, out, runs, options, say).results
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    results: dict[str, Any]
+    timing: dict[str, Any]
+
+
+def _compare(
+    configuration: Configuration, out: Path, runs: Path | None, options: BenchOptions, say: Callable[[str], None]
+) -> _Outcome:
+    started, start = _now(), time.perf_counter()
     cache_dir = default_cache_dir()
-    preparation = prepare(configuration, cache_dir)
-    experiment = configuration.resolved.experiment
-    out = options.out or default_folder(experiment.dataset, configuration.baselines, configuration.enhancer)
+    preparation = prepare(configuration, cache_dir, say)
     identity = {"config": configuration.resolved.described, "dataset": describe_dataset(preparation.dataset)}
-    output = OutputFolder(out, identity, overwrite=options.overwrite)
+    output = OutputFolder(out, identity, overwrite=options.overwrite, runs=runs)
     if output.finished is not None:
         say(f"{out} holds the results of this very comparison; --overwrite runs it again.")
-        results, timing = output.finished
-    else:
-        for line in _plan_lines(configuration, preparation, out):
-            say(line)
-        progress = training_progress("silent" if options.quiet else "auto")
-        comparison = Comparison(preparation, output, cache_dir, progress, say)
-        results = comparison.run()
-        timing = _timing(comparison.seconds, started, time.perf_counter() - start)
-        output.write(results, timing)
-    print_outcome(console, results, timing)
-    say(f"Results: {out / 'results.json'}; {timing.get('seconds', 0):.0f} seconds in all.")
-    return FAILED if any_failed(results) else DONE
+        return _Outcome(*output.finished)
+    for line in _plan_lines(configuration, preparation, out):
+        say(line)
+    progress = training_progress("silent" if options.quiet else "auto")
+    comparison = Comparison(preparation, output, cache_dir, progress, say, options.checkpoint_seconds)
+    results = comparison.run()
+    timing = _timing(comparison.seconds, started, time.perf_counter() - start)
+    output.write(results, timing)
+    return _Outcome(results, timing)
 
 
 def _plan_lines(configuration: Configuration, preparation: Preparation, out: Path) -> list[str]:
-    experiment, dataset = configuration.resolved.experiment, preparation.dataset
+    experiment, dataset = configuration.experiment, preparation.dataset
     sizes = (
         f"{len(dataset.train):,} training, {len(dataset.validation):,} validation, {len(dataset.test):,} test images"
     )

@@ -16,8 +16,10 @@ from tmkd_plugin.bench.configuration import SMALL_CLIP, SMALL_CLIP_SETTINGS
 from tmkd_plugin.bench.output import OutputFolder
 from tmkd_plugin.bench.preparation import Preparation, describe_dataset
 from tmkd_plugin.bench.results import Cell, results_of
-from tmkd_plugin.errors import RunError
+from tmkd_plugin.bench.run_record import identity_of, read_record, write_record
+from tmkd_plugin.errors import InputError, RunError
 from tmkd_plugin.text_teacher import TextEmbeddings, text_embeddings
+from tmkd_plugin.training.checkpoint import CHECKPOINT_SECONDS, Checkpoints
 from tmkd_plugin.training.files import write_bytes
 from tmkd_plugin.training.progress import Progress
 from tmkd_plugin.training.small_clip import train_small_clip, zero_shot_accuracy
@@ -49,6 +51,7 @@ class Comparison:
         cache_dir: Where teachers and text teachers are kept.
         progress: What shows how far each run is.
         say: Called with each line for the user.
+        checkpoint_seconds: The least time between two checkpoints of a run.
     """
 
     preparation: Preparation
@@ -56,6 +59,7 @@ class Comparison:
     cache_dir: Path
     progress: Progress
     say: Callable[[str], None]
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
     seconds: Seconds = field(default_factory=Seconds)
 
     def run(self) -> dict[str, Any]:
@@ -68,12 +72,12 @@ class Comparison:
         text, zero_shot = self._text()
         controls = {arm.control for arm in preparation.plan.arms}
         teachers: dict[str | None, TrainedTeacher] = {}
-        teachers[None] = self._teacher(preparation.configuration.resolved.experiment.teacher_views)
+        teachers[None] = self._teacher(preparation.configuration.experiment.teacher_views)
         if "rgb_teacher" in controls:
             teachers["rgb_teacher"] = self._teacher("rgb")
         cells: dict[ArmSpec, list[Cell]] = {arm: [] for arm in preparation.plan.arms}
         # Seed by seed, so that what an interrupted comparison leaves is complete pairs.
-        for seed in preparation.configuration.resolved.experiment.seeds:
+        for seed in preparation.configuration.experiment.seeds:
             for arm in preparation.plan.arms:
                 teacher = teachers["rgb_teacher" if arm.control == "rgb_teacher" else None]
                 cells[arm].append(self._cell(arm, teacher, text, seed))
@@ -118,12 +122,14 @@ class Comparison:
     def _view_settings(self) -> ViewSettings:
         """Returns the thresholds and scales of the views, so that both teachers learn those that the enhancer shows."""
         configuration = self.preparation.configuration
-        given = {} if configuration.enhancer is None else configuration.settings_of(configuration.enhancer)
+        given: dict[str, Any] = {}
+        for enhancer in reversed(configuration.enhancers):  # the first one's count
+            given |= configuration.settings_of(enhancer)
         names = {field.name for field in dataclasses.fields(ViewSettings)}
         return ViewSettings(**{name: value for name, value in given.items() if name in names})
 
     def _teacher(self, views: str) -> TrainedTeacher:
-        experiment, start = self.preparation.configuration.resolved.experiment, time.perf_counter()
+        experiment, start = self.preparation.configuration.experiment, time.perf_counter()
         teacher = trained_teacher(
             experiment.teacher,
             self.preparation.dataset,
@@ -145,7 +151,7 @@ class Comparison:
     def _describe_teacher(self, role: str | None, teacher: TrainedTeacher) -> dict[str, Any]:
         return {
             "role": role or "all other arms",
-            "network": self.preparation.configuration.resolved.experiment.teacher,
+            "network": self.preparation.configuration.experiment.teacher,
             "source": teacher.source,
             "weights_sha256": teacher.weights_sha256,
             "val_top1": teacher.val_top1,
@@ -153,7 +159,23 @@ class Comparison:
         }
 
     def _cell(self, arm: ArmSpec, teacher: TrainedTeacher, text: TextEmbeddings | None, seed: int) -> Cell:
+        """Returns a run: the one that is there, or the rest of one that was stopped, or a new one."""
         folder, configuration = self.output.cell(arm, seed), self.preparation.configuration
+        identity = identity_of(
+            configuration,
+            arm,
+            seed,
+            dataset=describe_dataset(self.preparation.dataset),
+            teacher_sha256=teacher.weights_sha256,
+            text=text,
+        )
+        there, problem = read_record(folder, identity)
+        if problem is not None:
+            self.say(problem)
+        if there is not None:
+            self.say(f"{arm.title}, seed {seed}: done before, {there.best.top1:.2f} %" if there.best else "")
+            return there
+        checkpoints = Checkpoints(folder, identity, every_seconds=self.checkpoint_seconds, say=self.say)
         try:
             result = train_distiller(
                 self.preparation.distiller(arm, teacher.network, text, seed),
@@ -162,17 +184,22 @@ class Comparison:
                 seed=seed,
                 folder=folder,
                 progress=self.progress,
-                device=configuration.resolved.experiment.device,
+                device=configuration.experiment.device,
                 name=arm.title,
+                checkpoints=checkpoints,
             )
         except Exception as error:  # the other runs go on, whatever a user's distiller raises
-            described = str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
+            described = str(error) if isinstance(error, (RunError, InputError)) else f"{type(error).__name__}: {error}"
             self.say(f"{arm.title}, seed {seed} failed: {described}")
             logger.debug("%s, seed %d failed", arm.name, seed, exc_info=True)
             write_bytes(folder / ERROR_FILE, traceback.format_exc().encode())
             return Cell(seed, error=described)
+        cell = Cell(seed, result.best, result.last)
+        (folder / ERROR_FILE).unlink(missing_ok=True)
+        write_record(folder, identity, cell)
+        checkpoints.clear()
         self.seconds.arms.setdefault(arm.name, {})[str(seed)] = round(result.seconds, 3)
-        return Cell(seed, result.best, result.last)
+        return cell
 
 
 def _describe_text(text: TextEmbeddings, zero_shot: float | None) -> dict[str, Any]:

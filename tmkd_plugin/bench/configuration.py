@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_type_hints
 
 from tmkd_plugin.baselines import BASELINES, baseline_class
-from tmkd_plugin.bench.arms import ENHANCERS, check_enhancer, enhancer_class, expand_baselines
-from tmkd_plugin.config import COMMAND_LINE, Layer, Resolved, Section, resolve
+from tmkd_plugin.baselines.catkd_pairs import published_settings
+from tmkd_plugin.bench.arms import ENHANCERS, ArmSpec, check_enhancers, enhancer_class, expand_baselines
+from tmkd_plugin.config import COMMAND_LINE, Experiment, Layer, Resolved, Section, resolve
+from tmkd_plugin.config_checks import checked_value, unknown_key
 from tmkd_plugin.errors import InputError
 from tmkd_plugin.presets import EMBEDDED_DATASET, load_preset, preset_for
 from tmkd_plugin.settings import Setting
 from tmkd_plugin.tmkd_settings import TMKDSettings
 from tmkd_plugin.training.settings import TrainingSettings
-from tmkd_plugin.views import ViewSettings
+from tmkd_plugin.views import VIEW_NAMES, ViewSettings
 
 RECIPES = ("training", "teacher_training")
 SMALL_CLIP = "small_clip"
@@ -25,6 +28,8 @@ SMALL_CLIP_SETTINGS = {
     ),
     "seed": Setting(0, "ours", "seed of the small CLIP's training"),
 }
+VIEWS = Setting(list(VIEW_NAMES), "paper", "the views that the teacher is shown")
+"""An argument of the enhancers that is no number of the method; see ``TMKDEnhancer``."""
 ENHANCER_SETTINGS: dict[str, tuple[type, ...]] = {"tmkd": (TMKDSettings, ViewSettings)}
 _NETWORKS = (
     "self",
@@ -48,14 +53,19 @@ class Configuration:
     Attributes:
         resolved: The checked values.
         baselines: Names of the baselines, ``all`` written out.
-        enhancer: Name of the enhancer, ``None`` for none.
+        enhancers: Names of the enhancers.
         preset: Name or path of the preset.
     """
 
     resolved: Resolved
     baselines: list[str]
-    enhancer: str | None
+    enhancers: list[str]
     preset: str
+
+    @property
+    def experiment(self) -> Experiment:
+        """The values outside sections."""
+        return self.resolved.experiment
 
     def recipe(self, name: str) -> TrainingSettings:
         """Returns the recipe ``training`` or ``teacher_training``."""
@@ -64,6 +74,13 @@ class Configuration:
     def settings_of(self, method: str) -> dict[str, Any]:
         """Returns what is given for a baseline or enhancer; the rest has its defaults."""
         return dict(self.resolved.given[section_name(method)])
+
+    def enhancer_settings(self, arm: ArmSpec) -> dict[str, Any]:
+        """Returns what is given for the enhancer of an arm, with what its variant changes."""
+        if arm.enhancer is None:
+            return {}
+        changed = self.experiment.variants[arm.variant] if arm.variant else {}
+        return {**self.settings_of(arm.enhancer), **changed}
 
 
 def configure(flags: Mapping[str, Any], assignments: Mapping[str, Any], preset: str | None = None) -> Configuration:
@@ -88,13 +105,15 @@ def configure(flags: Mapping[str, Any], assignments: Mapping[str, Any], preset: 
     if not any("dataset" in layer.values for layer in layers):
         raise InputError(f"The preset {preset} names no data set: give one with --dataset NAME_OR_FOLDER.")
     baselines = expand_baselines(_names(_last(layers, "baseline", "kd")), list(BASELINES))
-    enhancer = check_enhancer(str(_last(layers, "enhancer", "tmkd")))
+    enhancers = check_enhancers(_names(_last(layers, "enhancer", "tmkd")))
     sections = _sections(baselines)
+    layers.insert(0, _published_values(layers))
     bare = section_name(baselines[0]) if len(baselines) == 1 else None
     layers = [_scaled(layers[:position], layer) for position, layer in enumerate(layers)]
     resolved = resolve(layers, sections, bare)
     _check_recipes(resolved)
-    return Configuration(_without_unused(resolved, baselines, enhancer), baselines, enhancer, preset)
+    _check_variants(resolved.experiment, enhancers, sections)
+    return Configuration(_without_unused(resolved, baselines, enhancers), baselines, enhancers, preset)
 
 
 def section_name(method: str) -> str:
@@ -117,7 +136,11 @@ def _sections(baselines: Sequence[str]) -> dict[str, Section]:
     sections = dict.fromkeys(RECIPES, recipe)
     sections[SMALL_CLIP] = Section(SMALL_CLIP_SETTINGS, {"epochs": int, "seed": int})
     for name in ENHANCERS:
-        sections[name] = section_of(enhancer_class(name), ENHANCER_SETTINGS.get(name, ()))
+        method = enhancer_class(name)
+        section = section_of(method, ENHANCER_SETTINGS.get(name, ()))
+        if "views" in inspect.signature(method).parameters:
+            section = Section({**(section.settings or {}), "views": VIEWS}, {**section.types, "views": list[str]})
+        sections[name] = section
     for name in [*BASELINES, *baselines]:
         sections[section_name(name)] = section_of(baseline_class(name))
     return sections
@@ -164,6 +187,32 @@ def _default(parameter: inspect.Parameter) -> Any:
     return None if parameter.default is inspect.Parameter.empty else parameter.default
 
 
+def _published_values(layers: Sequence[Layer]) -> Layer:
+    """Returns what the authors of a method published for this data set and pair of networks."""
+    names = (str(_last(layers, key, "")) for key in ("teacher", "student", "dataset"))
+    values = published_settings(*names)
+    return Layer("official code (CAT-KD's configuration of this pair)", {"catkd": values} if values else {})
+
+
+def _check_variants(experiment: Experiment, enhancers: Sequence[str], sections: Mapping[str, Section]) -> None:
+    if not experiment.variants:
+        return
+    if len(enhancers) != 1:
+        raise InputError(f"variants: need one enhancer to vary, got {', '.join(enhancers) or 'none'}.")
+    section, problems = sections[enhancers[0]], []
+    for name, settings in experiment.variants.items():
+        if not re.fullmatch(r"[A-Za-z0-9_.+-]+", name):
+            problems.append(f"variants.{name}: expected a name of letters, digits and _ . + -.")
+        for key, value in settings.items():
+            path = f"variants.{name}.{key}"
+            if key in (section.settings or {}):
+                checked_value(path, value, section.types.get(key, Any), problems)
+            else:
+                problems.append(unknown_key(path, key, section.settings or (), "variants"))
+    if problems:
+        raise InputError("\n".join(problems))
+
+
 def _scaled(before: Sequence[Layer], layer: Layer) -> Layer:
     """Lets a layer that changes only the number of epochs shorten or lengthen the whole recipe."""
     values = dict(layer.values)
@@ -198,14 +247,14 @@ def _check_recipes(resolved: Resolved) -> None:
         raise InputError("\n".join(problems))
 
 
-def _without_unused(resolved: Resolved, baselines: Sequence[str], enhancer: str | None) -> Resolved:
+def _without_unused(resolved: Resolved, baselines: Sequence[str], enhancers: Sequence[str]) -> Resolved:
     """Leaves out of the description what has no influence on the results."""
     experiment = resolved.experiment
-    methods = {section_name(name) for name in baselines} | ({enhancer} if enhancer else set())
+    methods = {section_name(name) for name in baselines} | set(enhancers)
     if experiment.controls:
         methods |= set(ENHANCERS)  # the control with a logit KL takes its weight and temperature from there
     unused = set(resolved.given) - methods - set(RECIPES) - {SMALL_CLIP}
-    if enhancer is None:
+    if not enhancers:
         unused |= {"text", SMALL_CLIP}
     elif experiment.text != SMALL_CLIP:
         unused.add(SMALL_CLIP)
@@ -213,4 +262,5 @@ def _without_unused(resolved: Resolved, baselines: Sequence[str], enhancer: str 
         unused |= {"teacher_training", "teacher_seed", "teacher_views"}
     described = {key: value for key, value in resolved.described.items() if key not in unused}
     described["baseline"] = {**described["baseline"], "value": list(baselines)}
+    described["enhancer"] = {**described["enhancer"], "value": list(enhancers)}
     return dataclasses.replace(resolved, described=described)

@@ -11,16 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from tmkd_plugin.bench.arms import ArmSpec, title_of
+from tmkd_plugin.bench.run_record import PLACE, RECORD, SELECTION
 from tmkd_plugin.errors import InputError
+from tmkd_plugin.training.checkpoint import CHECKPOINT
 from tmkd_plugin.training.files import remove_temporary_files, write_json
 
 RESULTS, TIMING, CONFIG = "results.json", "timing.json", "config.json"
+OF_A_RUN = ("history.jsonl", "error.txt", RECORD, CHECKPOINT)
 
 
-def default_folder(dataset: str, baselines: Sequence[str], enhancer: str | None) -> Path:
+def default_folder(dataset: str, baselines: Sequence[str], enhancers: Sequence[str]) -> Path:
     """Returns ``runs/<dataset>-<baseline>-<enhancer>``."""
     parts = [Path(dataset).expanduser().resolve().name if "/" in dataset else dataset]
-    parts += ["_".join(title_of(name) if ":" in name else name for name in baselines), enhancer or "none"]
+    parts += ["_".join(title_of(name) if ":" in name else name for name in baselines), "_".join(enhancers) or "none"]
     return Path("runs") / re.sub(r"[^A-Za-z0-9_.+-]", "_", "-".join(parts))
 
 
@@ -31,6 +34,7 @@ class OutputFolder:
         path: The folder; made if it is missing.
         identity: What decides the results: the described configuration and the data set.
         overwrite: Whether results of another configuration, or finished ones, may be replaced.
+        runs: The folder of the runs, which several comparisons can share; ``None`` for ``path``.
 
     Attributes:
         finished: The results and timing of the same comparison, if they stand there complete.
@@ -39,15 +43,18 @@ class OutputFolder:
         InputError: It can't be written to, or holds something else than this comparison.
     """
 
-    def __init__(self, path: Path, identity: Mapping[str, Any], *, overwrite: bool = False) -> None:
+    def __init__(
+        self, path: Path, identity: Mapping[str, Any], *, overwrite: bool = False, runs: Path | None = None
+    ) -> None:
         self.path = path
+        self.runs = runs or path
         self.finished: tuple[dict[str, Any], dict[str, Any]] | None = None
         _check_writable(path)
         wanted = json.loads(json.dumps(identity))
         there = self._read(RESULTS, overwrite) or self._read(CONFIG, overwrite)
         if there is not None and not overwrite:
             self._check_same(there, wanted)
-            if "arms" in there and all(run["best"] for arm in there["arms"] for run in arm["seeds"]):
+            if _finished(there, wanted):
                 self.finished = there, self._read(TIMING, overwrite) or {}
         elif there is None and not overwrite and any(path.iterdir()):
             raise InputError(
@@ -55,12 +62,16 @@ class OutputFolder:
                 "--out, or give --overwrite to add the results to it."
             )
         if self.finished is None:
-            self._clear()
+            if overwrite:
+                self._clear()
+            remove_temporary_files(path)
+            for name in (RESULTS, TIMING):
+                (path / name).unlink(missing_ok=True)
             write_json(path / CONFIG, wanted)
 
     def cell(self, arm: ArmSpec, seed: int) -> Path:
         """Returns the folder of a run."""
-        return self.path / arm.folder / f"seed{seed}"
+        return self.runs / arm.folder / f"seed{seed}"
 
     def write(self, results: Mapping[str, Any], timing: Mapping[str, Any]) -> None:
         """Writes what the comparison found and how long it took; each file is whole or absent."""
@@ -80,7 +91,11 @@ class OutputFolder:
         return content
 
     def _check_same(self, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-        differing = list(_differences({key: there.get(key) for key in wanted}, wanted))
+        # What only one of the two has is a method or a control that the other does not run.
+        shared = [key for key in wanted["config"] if key in there.get("config", {}) and key not in (*SELECTION, *PLACE)]
+        parts = [{"config": {key: side.get("config", {}).get(key) for key in shared}, "dataset": side.get("dataset")}
+                 for side in (there, wanted)]  # fmt: skip
+        differing = list(_differences(*parts))
         if differing:
             raise InputError(
                 f"The folder {self.path} holds results of another configuration:\n  "
@@ -91,14 +106,19 @@ class OutputFolder:
 
     def _clear(self) -> None:
         """Removes the runs of an earlier comparison, so that no file of it is taken for one of this."""
-        remove_temporary_files(self.path)
-        for folder in self.path.glob("*/seed*"):
-            if re.fullmatch(r"seed\d+", folder.name) and (folder / "history.jsonl").exists():
+        for folder in self.runs.glob("*/seed*"):
+            if re.fullmatch(r"seed\d+", folder.name) and any((folder / name).exists() for name in OF_A_RUN):
                 shutil.rmtree(folder)
                 with contextlib.suppress(OSError):  # other seeds are still there
                     folder.parent.rmdir()
-        for name in (RESULTS, TIMING):
-            (self.path / name).unlink(missing_ok=True)
+
+
+def _finished(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Says whether results are whole and of the very comparison that is wanted."""
+    if "arms" not in there or not all(run["best"] for arm in there["arms"] for run in arm["seeds"]):
+        return False
+    return not list(_differences(*({key: side["config"].get(key) for key in {*there["config"], *wanted["config"]} - {*PLACE}}
+                                   for side in (there, wanted))))  # fmt: skip
 
 
 def _check_writable(path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from tmkd_plugin.baselines import baseline_class, build_baseline
-from tmkd_plugin.bench.arms import ArmSpec, Plan, enhancer_class, plan_arms
+from tmkd_plugin.bench.arms import STUDENT_ALONE, ArmSpec, Plan, enhancer_class, plan_arms
 from tmkd_plugin.bench.configuration import SMALL_CLIP, Configuration
 from tmkd_plugin.bench.controls import WithLogitKL
 from tmkd_plugin.data import ImageDataset, evaluation_batches, load_dataset
@@ -24,7 +24,7 @@ from tmkd_plugin.prompts import check_class_names
 from tmkd_plugin.randomness import forked_random_state
 from tmkd_plugin.text_teacher import DEFAULT_TEXT_MODEL, TextEmbeddings, text_embeddings
 from tmkd_plugin.tmkd_settings import TMKDSettings
-from tmkd_plugin.training.small_clip import IMAGE_SIZE as SMALL_CLIP_IMAGE_SIZE
+from tmkd_plugin.training.teachers import Classifier
 from tmkd_plugin.views import VIEW_NAMES
 from tmkd_plugin.zoo import build_network
 
@@ -50,7 +50,7 @@ class Preparation:
     @property
     def needs_small_clip(self) -> bool:
         """Whether the text embeddings are those of a small CLIP that is trained on the data set."""
-        return self.configuration.enhancer is not None and self.configuration.resolved.experiment.text == SMALL_CLIP
+        return bool(self.configuration.enhancers) and self.configuration.experiment.text == SMALL_CLIP
 
     def student(self, seed: int) -> nn.Module:
         """Builds the student as it starts; every arm of a seed starts with the same weights."""
@@ -70,13 +70,15 @@ class Preparation:
             InputError: The method refuses the networks or its settings.
         """
         student = self.student(seed)
+        if arm.baseline == STUDENT_ALONE:
+            return Classifier(student)
         # A copy: no arm can leave anything in the networks of another.
         teacher = copy.deepcopy(teacher)
         # Heads of a user's own distiller are drawn from the global generator, alike in every arm.
         with forked_random_state(seed, "distiller initialisation"):
             distiller: nn.Module = build_baseline(arm.baseline, student, teacher, **self._settings(arm.baseline, seed))
             if arm.enhancer is not None:
-                distiller = self._enhanced(distiller, arm.enhancer, text, seed)
+                distiller = self._enhanced(distiller, arm, text, seed)
             elif arm.control == "logit_kl":
                 distiller = self._with_logit_kl(distiller)
         return distiller
@@ -89,8 +91,8 @@ class Preparation:
                 settings.setdefault(name, value)
         return settings
 
-    def _enhanced(self, distiller: nn.Module, enhancer: str, text: TextEmbeddings | None, seed: int) -> nn.Module:
-        enhanced: nn.Module = enhancer_class(enhancer)(
+    def _enhanced(self, distiller: nn.Module, arm: ArmSpec, text: TextEmbeddings | None, seed: int) -> nn.Module:
+        enhanced: nn.Module = enhancer_class(str(arm.enhancer))(
             distiller,
             self.dataset.class_names,
             text=text,
@@ -98,7 +100,7 @@ class Preparation:
             std=self.dataset.std,
             seed=seed,
             input_size=self.dataset.image_size,
-            **self.configuration.settings_of(enhancer),
+            **self.configuration.enhancer_settings(arm),
         )
         return enhanced
 
@@ -109,7 +111,7 @@ class Preparation:
         return WithLogitKL(distiller, weight=weight, temperature=temperature, input_size=self.dataset.image_size)
 
 
-def prepare(configuration: Configuration, cache_dir: Path) -> Preparation:
+def prepare(configuration: Configuration, cache_dir: Path, say: Callable[[str], None] | None = None) -> Preparation:
     """Loads the data set and the text embeddings, and takes every arm through one step with untrained networks.
 
     Raises:
@@ -129,18 +131,18 @@ def prepare(configuration: Configuration, cache_dir: Path) -> Preparation:
         validation_limit=experiment.validation_limit,
         test_limit=experiment.test_limit,
         validation_fraction=experiment.validation_fraction,
+        data_dir=experiment.data_dir,
+        augmentation=experiment.augmentation,
+        workers=experiment.workers,
+        download=experiment.download,
+        say=say,
     )
     check_class_names(dataset.class_names)
     text = None
-    if configuration.enhancer is not None and experiment.text != SMALL_CLIP:
+    if configuration.enhancers and experiment.text != SMALL_CLIP:
         _check_text_name(experiment.text)
         text = text_embeddings(dataset.class_names, experiment.text, views=VIEW_NAMES, cache_dir=cache_dir)
     preparation = Preparation(configuration, dataset, plan, text)
-    if preparation.needs_small_clip and dataset.image_size != SMALL_CLIP_IMAGE_SIZE:
-        raise InputError(
-            f"The text teacher small_clip needs images of {SMALL_CLIP_IMAGE_SIZE} px, but those of '{dataset.name}' have "
-            f"{dataset.image_size}. Set image_size={SMALL_CLIP_IMAGE_SIZE}, or give another text teacher with --text."
-        )
     _try_every_arm(preparation)
     return preparation
 
@@ -155,10 +157,12 @@ def _plan(configuration: Configuration) -> Plan:
     given_weight = configuration.settings_of("tmkd").get("logit_weight")
     return plan_arms(
         configuration.baselines,
-        configuration.enhancer,
+        configuration.enhancers,
         controls=experiment.controls,
         adds_logit_kl={name: _adds_logit_kl(name, given_weight) for name in configuration.baselines},
         no_rgb_teacher=no_rgb_teacher,
+        variants=list(experiment.variants),
+        student_alone=experiment.student_alone,
     )
 
 

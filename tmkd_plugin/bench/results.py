@@ -64,6 +64,7 @@ def _arm_entry(arm: ArmSpec, runs: Sequence[Cell]) -> dict[str, Any]:
         "baseline": arm.baseline,
         "enhancer": arm.enhancer,
         "control": arm.control,
+        "variant": arm.variant,
         "seeds": [_cell_entry(run) for run in runs],
     }
 

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tmkd_plugin.commands.parser import whole_number
+from tmkd_plugin.commands.parser import seconds, whole_number
+from tmkd_plugin.errors import InputError
 from tmkd_plugin.presets import preset_names
 
 EXAMPLES = """\
@@ -59,8 +60,14 @@ def add_parser(commands: Any) -> None:
     add(
         "--dataset",
         metavar="NAME|DIR",
-        help="digits, or a folder with train/<class>/ and test/<class>/ (default: digits)",
+        help="a name of `tmkd list datasets`, or a folder with train/<class>/ and test/<class>/ (default: digits)",
     )
+    add(
+        "--data-dir",
+        metavar="DIR",
+        help="where data sets known by name lie (default: $TMKD_DATA_DIR or ~/.cache/tmkd/datasets)",
+    )
+    add("--image-size", metavar="PIXELS", type=whole_number, help="side of the square images")
     add(
         "--teacher",
         metavar="NET",
@@ -91,6 +98,18 @@ def add_parser(commands: Any) -> None:
     add("--out", metavar="DIR", type=Path, help="folder of the results (default: runs/<dataset>-<baseline>-<enhancer>)")
     add("--overwrite", action="store_true", help="replace results that stand there")
     add(
+        "--resume",
+        action="store_true",
+        help="go on with what an unfinished comparison left in the folder (this is the default; --overwrite starts again)",
+    )
+    add(
+        "--checkpoint-seconds",
+        metavar="S",
+        type=seconds,
+        default=60.0,
+        help="least time between two checkpoints of a run (default: 60; no result depends on it)",
+    )
+    add(
         "--threads",
         metavar="N",
         type=whole_number,
@@ -111,8 +130,12 @@ def run(arguments: argparse.Namespace) -> int:
     assignments = parse_assignments(arguments.set)
     from tmkd_plugin.bench.command import BenchOptions, bench
 
+    if arguments.resume and arguments.overwrite:
+        raise InputError("--resume and --overwrite exclude each other: go on with the runs there, or replace them.")
     names = (
         "dataset",
+        "data_dir",
+        "image_size",
         "teacher",
         "teacher_views",
         "teacher_checkpoint",
@@ -134,5 +157,6 @@ def run(arguments: argparse.Namespace) -> int:
             overwrite=arguments.overwrite,
             threads=arguments.threads,
             quiet=arguments.quiet,
+            checkpoint_seconds=arguments.checkpoint_seconds,
         )
     )

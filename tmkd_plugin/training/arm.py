@@ -13,12 +13,14 @@ from tmkd_plugin.data.dataset import ImageDataset
 from tmkd_plugin.distiller_return import read_return
 from tmkd_plugin.errors import InputError, NonFiniteLossError, RunError
 from tmkd_plugin.randomness import forked_random_state
+from tmkd_plugin.training.checkpoint import Checkpoint
 from tmkd_plugin.training.meter import LossMeter, NonFinite
 from tmkd_plugin.training.metrics import evaluate, evaluating, logits_of
 from tmkd_plugin.training.schedule import learning_rate
 from tmkd_plugin.training.settings import TrainingSettings
 
 Weights = dict[str, Tensor]
+OUTSIDE = "student outside of its distiller/"
 
 
 class Arm:
@@ -40,6 +42,7 @@ class Arm:
         epoch: The current epoch, from 1.
         history: One record an epoch; see ``end_epoch``.
         best_epoch: The epoch with the highest validation accuracy so far, the earliest of equals; 0 before the first.
+        steps_done: Steps made in the current epoch.
         seconds: Time spent in this arm's own steps and evaluations.
     """
 
@@ -60,12 +63,12 @@ class Arm:
         self.seed = seed
         self.steps_per_epoch = steps_per_epoch
         self.epoch = 0
+        self.steps_done = 0
         self.history: list[dict[str, Any]] = []
         self.best_epoch = 0
         self.best_student: Weights = {}
         self.best_heads: Weights = {}
         self.seconds = 0.0
-        self._step = 0
         self._meter = LossMeter()
         self._optimiser = torch.optim.SGD(
             _trainable_parameters(distiller),
@@ -86,11 +89,11 @@ class Arm:
                 f"classes. Build the student with num_classes={dataset.num_classes}."
             )
 
-    def begin_epoch(self) -> None:
-        """Goes on to the next epoch: training mode (but for the teacher), fresh sums."""
-        self.epoch += 1
-        self._step = 0
-        self._meter = LossMeter()
+    def begin_epoch(self, epoch: int) -> None:
+        """Goes on to an epoch: training mode (but for the teacher) and, unless it is in the middle of it, fresh sums."""
+        if self.epoch != epoch:
+            self.epoch, self.steps_done = epoch, 0
+            self._meter = LossMeter()
         self.distiller.train()
         teacher = getattr(self.distiller, "teacher", None)
         if isinstance(teacher, nn.Module):
@@ -107,17 +110,17 @@ class Arm:
             NonFiniteLossError: The loss is NaN or infinite; on a CPU no weight has been touched by it.
         """
         start = time.perf_counter()
-        rate = learning_rate(self.settings, self.epoch, self._step, self.steps_per_epoch)
+        rate = learning_rate(self.settings, self.epoch, self.steps_done, self.steps_per_epoch)
         for group in self._optimiser.param_groups:
             group["lr"] = rate
         # Dropout knows only the global generator: fork it, so that it depends on no other arm and on nothing before.
-        with forked_random_state(self.seed, "training step", self.epoch, self._step):
+        with forked_random_state(self.seed, "training step", self.epoch, self.steps_done):
             result = read_return(self.distiller(images, labels))
             self._stop_if(self._meter.add(result, labels))
             self._optimiser.zero_grad(set_to_none=True)
             result.loss.backward()  # type: ignore[no-untyped-call]
         self._optimiser.step()
-        self._step += 1
+        self.steps_done += 1
         self.seconds += time.perf_counter() - start
 
     def end_epoch(self, dataset: ImageDataset) -> dict[str, Any]:
@@ -149,6 +152,73 @@ class Arm:
         self.history.append(record)
         self.seconds += time.perf_counter() - start
         return record
+
+    def snapshot(self) -> Checkpoint:
+        """Returns all that training needs to go on from here, but for the teacher and what the arm was made with.
+
+        Raises:
+            NonFiniteLossError: A loss that was still on the device is NaN or infinite.
+        """
+        self._stop_if(self._meter.flush())
+        own = self._own_state()
+        tensors = {f"distiller/{name}": value for name, value in own.items() if isinstance(value, Tensor)}
+        for index, state in self._optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser/{index}/{key}": value for key, value in state.items() if isinstance(value, Tensor)}
+        tensors |= {f"best_student/{name}": value for name, value in self.best_student.items()}
+        tensors |= {f"best_heads/{name}": value for name, value in self.best_heads.items()}
+        state = {
+            "epoch": self.epoch,
+            "steps_done": self.steps_done,
+            "history": self.history,
+            "best_epoch": self.best_epoch,
+            "seconds": self.seconds,
+            "meter": self._meter.state(),
+            "extra": {name: value for name, value in own.items() if not isinstance(value, Tensor)},
+        }
+        return Checkpoint(tensors, state)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Goes on from a snapshot of an arm that was made with the same arguments.
+
+        Raises:
+            InputError: The tensors are not those of this arm.
+        """
+        groups: dict[str, Weights] = {"distiller": {}, "optimiser": {}, "best_student": {}, "best_heads": {}}
+        for path, tensor in checkpoint.tensors.items():
+            group, _, name = path.partition("/")
+            groups[group][name] = tensor
+        state, found = checkpoint.state, groups["distiller"]
+        expected = {name: value.shape for name, value in self._own_state().items() if isinstance(value, Tensor)}
+        if expected != {name: value.shape for name, value in found.items()}:
+            raise InputError(f"{self.name}: the checkpoint holds other tensors than this distiller has.")
+        outside = {name.removeprefix(OUTSIDE): found.pop(name) for name in list(found) if name.startswith(OUTSIDE)}
+        if outside:
+            self.student.load_state_dict(outside)
+        self.distiller.load_state_dict({**found, **state["extra"]}, strict=False)
+        momenta: dict[int, Weights] = {}
+        for path, tensor in groups["optimiser"].items():
+            index, _, name = path.partition("/")
+            momenta.setdefault(int(index), {})[name] = tensor
+        recipe = self._optimiser.state_dict()["param_groups"]
+        self._optimiser.load_state_dict({"state": momenta, "param_groups": recipe})
+        device = next(self.student.parameters()).device
+        self.best_student = {name: value.to(device) for name, value in groups["best_student"].items()}
+        self.best_heads = {name: value.to(device) for name, value in groups["best_heads"].items()}
+        self.epoch, self.steps_done = state["epoch"], state["steps_done"]
+        self.history, self.best_epoch, self.seconds = list(state["history"]), state["best_epoch"], state["seconds"]
+        self._meter.restore(state["meter"])
+
+    def _own_state(self) -> dict[str, Any]:
+        """Returns the distiller's state without the teacher's, which is known by identity under whatever name."""
+        teacher = getattr(self.distiller, "teacher", None)
+        of_teacher = teacher.state_dict(keep_vars=True) if isinstance(teacher, nn.Module) else {}
+        frozen = {id(value) for value in of_teacher.values()}
+        own = {
+            name: value for name, value in self.distiller.state_dict(keep_vars=True).items() if id(value) not in frozen
+        }
+        if {id(parameter) for parameter in self.student.parameters()} - {id(value) for value in own.values()}:
+            own |= {OUTSIDE + name: value for name, value in self.student.state_dict(keep_vars=True).items()}
+        return own
 
     def restore_best(self) -> None:
         """Puts the weights of the best epoch back into the student and the heads."""

@@ -74,7 +74,12 @@ def append_jsonl(path: str | Path, record: Mapping[str, Any]) -> None:
     """Adds one line of JSON to a file; the file is replaced as a whole, so it never ends in half a line."""
     path = Path(path)
     before = path.read_bytes() if path.exists() else b""
-    write_bytes(path, before + (_to_json(record) + "\n").encode())
+    write_bytes(path, before + json_line(record))
+
+
+def json_line(record: Mapping[str, Any]) -> bytes:
+    """Returns a record as one line of a JSON-lines file."""
+    return (_to_json(record) + "\n").encode()
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,6 +85,23 @@ class LossMeter:
             for name, value in {"loss": loss, **terms}.items():
                 self._sums[name] = self._sums.get(name, 0.0) + value * step.images
         return None
+
+    def state(self) -> dict[str, Any]:
+        """Returns the sums so far as JSON values; call :meth:`flush` before."""
+        return {
+            "steps": self._steps,
+            "images": self._images,
+            "counted_images": self._counted_images,
+            "correct": self._correct,
+            "sums": dict(self._sums),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what :meth:`state` returned."""
+        self._pending = []
+        self._steps, self._images = state["steps"], state["images"]
+        self._counted_images, self._correct = state["counted_images"], state["correct"]
+        self._sums = dict(state["sums"])
 
     def means(self) -> dict[str, float]:
         """Returns the mean over images of the total (``"loss"``) and of each term, to 6 significant digits."""

@@ -8,7 +8,15 @@ from typing import Any
 
 from torch import Tensor
 
-from tmkd_plugin.training.files import append_jsonl, remove_temporary_files, save_predictions, save_tensors
+from tmkd_plugin.training.arm import Arm
+from tmkd_plugin.training.files import (
+    append_jsonl,
+    json_line,
+    remove_temporary_files,
+    save_predictions,
+    save_tensors,
+    write_bytes,
+)
 
 STUDENT = "student.safetensors"
 STUDENT_LAST = "student_last.safetensors"
@@ -22,7 +30,7 @@ class RunFolder:
 
     ``student.safetensors`` and ``heads.safetensors`` are of the best epoch so far and are there from the first epoch on;
     their metadata names the epoch. ``history.jsonl`` has a line for each finished epoch. ``student_last.safetensors`` and
-    ``predictions.npz`` come at the end. Files of an earlier run in the folder are removed first.
+    ``predictions.npz`` come at the end.
 
     Args:
         path: The folder; made if it is missing.
@@ -32,8 +40,15 @@ class RunFolder:
         self.path = Path(path)
         self.path.mkdir(parents=True, exist_ok=True)
         remove_temporary_files(self.path)
+
+    def begin(self, arm: Arm) -> None:
+        """Makes the files those of an arm that starts, or goes on from a checkpoint; an earlier run's are removed."""
         for name in (STUDENT, STUDENT_LAST, HEADS, PREDICTIONS, HISTORY):
             (self.path / name).unlink(missing_ok=True)
+        if arm.best_epoch:
+            self.save_best(arm.best_epoch, arm.best_student, arm.best_heads)
+        if arm.history:
+            write_bytes(self.path / HISTORY, b"".join(json_line(record) for record in arm.history))
 
     def save_epoch(self, record: Mapping[str, Any]) -> None:
         """Adds the record of an epoch to the history."""

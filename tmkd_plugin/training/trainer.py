@@ -15,6 +15,7 @@ from tmkd_plugin.data.batches import Batch, batch_bounds, training_batches
 from tmkd_plugin.data.dataset import ImageDataset
 from tmkd_plugin.errors import InputError
 from tmkd_plugin.training.arm import Arm
+from tmkd_plugin.training.checkpoint import Checkpoints
 from tmkd_plugin.training.metrics import evaluate
 from tmkd_plugin.training.progress import Progress, SilentProgress
 from tmkd_plugin.training.run_folder import RunFolder
@@ -68,6 +69,7 @@ def train_distiller(
     progress: Progress | None = None,
     device: str | torch.device = "cpu",
     name: str = "student",
+    checkpoints: Checkpoints | None = None,
 ) -> ArmResult:
     """Trains one distiller; the case of one arm of :func:`train_distillers`.
 
@@ -81,6 +83,8 @@ def train_distiller(
         progress: What shows how far it is; None for nothing.
         device: Where to train.
         name: What messages and the progress call it.
+        checkpoints: Where the state of the unfinished run is kept; a checkpoint that is there is gone on from, with the same
+            bits in the end. None for no checkpoints.
 
     Returns:
         The scores of the best and the last epoch.
@@ -89,9 +93,17 @@ def train_distiller(
         InputError: Data set, settings and student don't fit each other; nothing was trained.
         NonFiniteLossError: A loss became NaN or infinite; the best weights so far are in the folder.
     """
-    arms = {name: distiller}
-    folders = {name: folder}
-    return train_distillers(arms, dataset, settings, seed=seed, folders=folders, progress=progress, device=device)[name]
+    results = train_distillers(
+        {name: distiller},
+        dataset,
+        settings,
+        seed=seed,
+        folders={name: folder},
+        progress=progress,
+        device=device,
+        checkpoints=None if checkpoints is None else {name: checkpoints},
+    )
+    return results[name]
 
 
 def train_distillers(
@@ -103,6 +115,7 @@ def train_distillers(
     folders: Mapping[str, Path],
     progress: Progress | None = None,
     device: str | torch.device = "cpu",
+    checkpoints: Mapping[str, Checkpoints] | None = None,
 ) -> dict[str, ArmResult]:
     """Trains several distillers side by side on the same batches; each gives the same bits as alone.
 
@@ -114,6 +127,7 @@ def train_distillers(
         folders: The folder of each name.
         progress: ...
         device: ...
+        checkpoints: Those of each name.
 
     Returns:
         The result of each name.
@@ -127,6 +141,11 @@ def train_distillers(
     for arm in arms:
         arm.check(dataset)
     files = {arm.name: RunFolder(folders[arm.name]) for arm in arms}
+    for arm in arms:
+        found = checkpoints[arm.name].load() if checkpoints else None
+        if found is not None:
+            arm.restore(found)
+        files[arm.name].begin(arm)
 
     def batches(epoch: int) -> Iterable[Batch]:
         return training_batches(
@@ -145,7 +164,7 @@ def train_distillers(
             files[arm.name].save_best(arm.epoch, arm.best_student, arm.best_heads)
         files[arm.name].save_epoch(record)
 
-    batch_seconds = train_arms(arms, batches, dataset, after_epoch=save, progress=progress)
+    batch_seconds = train_arms(arms, batches, dataset, after_epoch=save, progress=progress, checkpoints=checkpoints)
     return {arm.name: _finish(arm, dataset, files[arm.name], batch_seconds) for arm in arms}
 
 
@@ -156,15 +175,17 @@ def train_arms(
     *,
     after_epoch: Callable[[Arm, dict[str, Any]], None],
     progress: Progress | None = None,
+    checkpoints: Mapping[str, Checkpoints] | None = None,
 ) -> float:
-    """Runs every epoch of arms that share a recipe.
+    """Runs every epoch of arms that share a recipe, from wherever each of them is.
 
     Args:
-        arms: At least one, fresh.
+        arms: At least one, fresh or restored from a checkpoint.
         batches: The batches of an epoch, which counts from 1.
         dataset: Where the validation split is taken from.
         after_epoch: Called with each arm and its record when its epoch is done.
         progress: What shows how far it is; None for nothing.
+        checkpoints: Where the state of each arm is kept, by name; None for nowhere.
 
     Returns:
         The seconds that the making of the batches took.
@@ -176,24 +197,37 @@ def train_arms(
         for arm in arms:
             progress.begin(arm.name, arm.seed, epochs, arm.steps_per_epoch)
         for epoch in range(1, epochs + 1):
-            for arm in arms:
-                arm.begin_epoch()
+            behind = [arm for arm in arms if len(arm.history) < epoch]
+            if not behind:
+                continue
+            for arm in behind:
+                arm.begin_epoch(epoch)
             start = time.perf_counter()
-            for batch in batches(epoch):
+            for step, batch in enumerate(batches(epoch)):
                 images, labels = batch.images.to(device), batch.labels.to(device)
                 batch_seconds += time.perf_counter() - start
-                for arm in arms:
+                for arm in behind:
+                    if arm.steps_done > step:  # before its checkpoint
+                        continue
                     arm.step(images, labels)
                     progress.step(arm.name)
+                    _save_if_due(arm, checkpoints)
                 start = time.perf_counter()
-            for arm in arms:
+            for arm in behind:
                 record = arm.end_epoch(dataset)
                 after_epoch(arm, record)
                 progress.epoch(arm.name, epoch, record["losses"]["loss"], record["val_top1"])
+                _save_if_due(arm, checkpoints)
     finally:
         for arm in arms:
             progress.end(arm.name)
     return batch_seconds
+
+
+def _save_if_due(arm: Arm, checkpoints: Mapping[str, Checkpoints] | None) -> None:
+    if checkpoints and checkpoints[arm.name].due:
+        snapshot = arm.snapshot()
+        checkpoints[arm.name].save(snapshot.tensors, snapshot.state)
 
 
 def check_splits(dataset: ImageDataset, settings: TrainingSettings) -> int:
