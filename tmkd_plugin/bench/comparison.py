@@ -20,7 +20,7 @@ from tmkd_plugin.bench.run_record import identity_of, read_record, write_record
 from tmkd_plugin.errors import InputError, RunError
 from tmkd_plugin.text_teacher import TextEmbeddings, text_embeddings
 from tmkd_plugin.training.checkpoint import CHECKPOINT_SECONDS, Checkpoints
-from tmkd_plugin.training.files import write_bytes
+from tmkd_plugin.training.files import remove_temporary_files, write_bytes
 from tmkd_plugin.training.progress import Progress
 from tmkd_plugin.training.small_clip import train_small_clip, zero_shot_accuracy
 from tmkd_plugin.training.teachers import TrainedTeacher, trained_teacher
@@ -172,10 +172,13 @@ class Comparison:
         there, problem = read_record(folder, identity)
         if problem is not None:
             self.say(problem)
-        if there is not None:
-            self.say(f"{arm.title}, seed {seed}: done before, {there.best.top1:.2f} %" if there.best else "")
-            return there
         checkpoints = Checkpoints(folder, identity, every_seconds=self.checkpoint_seconds, say=self.say)
+        if there is not None and there.best is not None:
+            # A process that was killed after the record may have left them.
+            checkpoints.clear()
+            remove_temporary_files(folder)
+            self.say(f"{arm.title}, seed {seed}: done before, {there.best.top1:.2f} %")
+            return there
         try:
             result = train_distiller(
                 self.preparation.distiller(arm, teacher.network, text, seed),

@@ -137,9 +137,11 @@ class Arm:
         start = time.perf_counter()
         self._stop_if(self._meter.flush())
         report = getattr(self.distiller, "epoch_report", None)
+        # Not from the optimiser, which knows no rate when the epoch's last step was made before a checkpoint.
+        rate = learning_rate(self.settings, self.epoch, self.steps_done - 1, self.steps_per_epoch)
         record = {
             "epoch": self.epoch,
-            "learning_rate": float(f"{self._optimiser.param_groups[0]['lr']:.6g}"),
+            "learning_rate": float(f"{rate:.6g}"),
             "losses": self._meter.means(),
             "train_top1": self._meter.top1(),
             "val_top1": self._validation_top1(dataset),
