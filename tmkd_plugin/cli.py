@@ -23,7 +23,7 @@ from tmkd_plugin.version import __version__
 
 DONE, RUN_FAILED, INTERRUPTED = 0, 3, 130
 
-COMMANDS = ("bench", "list_names")
+COMMANDS = ("bench", "runs", "list_names")
 """Modules of ``tmkd_plugin.commands``, in the order of the help."""
 
 

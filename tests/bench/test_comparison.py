@@ -14,6 +14,7 @@ from tmkd_plugin.zoo import build_network
 
 FILES = {"student.safetensors", "student_last.safetensors", "heads.safetensors", "predictions.npz"}
 FILES |= {"history.jsonl", "run.json"}
+LOG = "log.jsonl"  # of times and memory, so of other bytes each time
 SCORES = {"epoch", "val_top1", "top1", "top5", "recall"}
 
 
@@ -28,10 +29,16 @@ def test_a_comparison_and_the_same_again(tiny_bench, tmp_path, capsys):
     assert "KD + TMKD" in printed
     assert "n = 2" in printed
 
-    assert {path.name for path in first.iterdir()} == {"kd", "kd+tmkd", "config.json", "results.json", "timing.json"}
+    assert {path.name for path in first.iterdir() if path.name != ".lock"} == {
+        "kd",
+        "kd+tmkd",
+        "config.json",
+        "results.json",
+        "timing.json",
+    }
     for arm in ("kd", "kd+tmkd"):
         for seed in (0, 1):
-            assert {path.name for path in (first / arm / f"seed{seed}").iterdir()} == FILES
+            assert {path.name for path in (first / arm / f"seed{seed}").iterdir()} == {*FILES, LOG}
     build_network("resnet8", 3).load_state_dict(load_file(first / "kd+tmkd" / "seed1" / "student.safetensors"))
 
     results = read(first / "results.json")

@@ -15,12 +15,14 @@ import torch
 
 from tmkd_plugin.bench.comparison import Comparison, Seconds
 from tmkd_plugin.bench.configuration import Configuration, configure
-from tmkd_plugin.bench.output import RESULTS, OutputFolder, default_folder
+from tmkd_plugin.bench.lock import folder_lock
+from tmkd_plugin.bench.output import RESULTS, OutputFolder, check_writable, default_folder
 from tmkd_plugin.bench.preparation import Preparation, describe_dataset, prepare
 from tmkd_plugin.bench.results import any_failed
 from tmkd_plugin.bench.table import print_outcome
 from tmkd_plugin.text_cache import default_cache_dir
 from tmkd_plugin.training.checkpoint import CHECKPOINT_SECONDS
+from tmkd_plugin.training.epoch_log import check_tensorboard
 from tmkd_plugin.training.progress import training_progress
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ class BenchOptions:
         threads: Number of CPU threads; ``None`` for torch's choice.
         quiet: Whether to print the outcome only.
         checkpoint_seconds: The least time between two checkpoints of a run.
+        tensorboard: Whether runs write TensorBoard events.
     """
 
     flags: Mapping[str, Any]
@@ -53,6 +56,7 @@ class BenchOptions:
     threads: int | None = None
     quiet: bool = False
     checkpoint_seconds: float = CHECKPOINT_SECONDS
+    tensorboard: bool = False
 
 
 def bench(options: BenchOptions) -> int:
@@ -117,20 +121,26 @@ def _compare(
 ) -> _Outcome:
     started, start = _now(), time.perf_counter()
     cache_dir = default_cache_dir()
+    if options.tensorboard:
+        check_tensorboard()
     preparation = prepare(configuration, cache_dir, say)
     identity = {"config": configuration.resolved.described, "dataset": describe_dataset(preparation.dataset)}
-    output = OutputFolder(out, identity, overwrite=options.overwrite, runs=runs)
-    if output.finished is not None:
-        say(f"{out} holds the results of this very comparison; --overwrite runs it again.")
-        return _Outcome(*output.finished)
-    for line in _plan_lines(configuration, preparation, out):
-        say(line)
-    progress = training_progress("silent" if options.quiet else "auto")
-    comparison = Comparison(preparation, output, cache_dir, progress, say, options.checkpoint_seconds)
-    results = comparison.run()
-    timing = _timing(comparison.seconds, started, time.perf_counter() - start)
-    output.write(results, timing)
-    return _Outcome(results, timing)
+    check_writable(out)
+    with folder_lock(out):
+        output = OutputFolder(out, identity, overwrite=options.overwrite, runs=runs)
+        if output.finished is not None:
+            say(f"{out} holds the results of this very comparison; --overwrite runs it again.")
+            return _Outcome(*output.finished)
+        for line in _plan_lines(configuration, preparation, out):
+            say(line)
+        progress = training_progress("silent" if options.quiet else "auto")
+        comparison = Comparison(
+            preparation, output, cache_dir, progress, say, options.checkpoint_seconds, options.tensorboard
+        )
+        results = comparison.run()
+        timing = _timing(comparison.seconds, started, time.perf_counter() - start)
+        output.write(results, timing)
+        return _Outcome(results, timing)
 
 
 def _plan_lines(configuration: Configuration, preparation: Preparation, out: Path) -> list[str]:

@@ -23,6 +23,7 @@ from tmkd_plugin.training.checkpoint import CHECKPOINT_SECONDS, Checkpoints
 from tmkd_plugin.training.files import remove_temporary_files, write_bytes
 from tmkd_plugin.training.progress import Progress
 from tmkd_plugin.training.small_clip import train_small_clip, zero_shot_accuracy
+from tmkd_plugin.training.small_clip_images import images_of
 from tmkd_plugin.training.teachers import TrainedTeacher, trained_teacher
 from tmkd_plugin.training.trainer import train_distiller
 from tmkd_plugin.views import VIEW_NAMES, ViewSettings
@@ -52,6 +53,7 @@ class Comparison:
         progress: What shows how far each run is.
         say: Called with each line for the user.
         checkpoint_seconds: The least time between two checkpoints of a run.
+        tensorboard: Whether runs write TensorBoard events.
     """
 
     preparation: Preparation
@@ -60,6 +62,7 @@ class Comparison:
     progress: Progress
     say: Callable[[str], None]
     checkpoint_seconds: float = CHECKPOINT_SECONDS
+    tensorboard: bool = False
     seconds: Seconds = field(default_factory=Seconds)
 
     def run(self) -> dict[str, Any]:
@@ -99,9 +102,9 @@ class Comparison:
         settings = {name: setting.value for name, setting in SMALL_CLIP_SETTINGS.items()}
         settings |= self.preparation.configuration.resolved.given[SMALL_CLIP]
         clip = train_small_clip(
-            dataset.train.images,
+            images_of(dataset.train),
             dataset.train.labels,
-            dataset.validation.images,
+            images_of(dataset.validation),
             dataset.validation.labels,
             dataset.class_names,
             cache_dir=self.cache_dir,
@@ -110,8 +113,8 @@ class Comparison:
             **settings,
         )
         self.seconds.small_clip = round(time.perf_counter() - start, 3)
-        test = dataset.test
-        zero_shot = round(zero_shot_accuracy(clip.folder, test.images, test.labels, dataset.class_names), 4)
+        test = images_of(dataset.test)
+        zero_shot = round(zero_shot_accuracy(clip.folder, test, dataset.test.labels, dataset.class_names), 4)
         self.say(
             f"small CLIP: zero-shot top-1 on the test set {zero_shot:.2f} % (epoch {clip.epoch}, chosen by validation)"
         )
@@ -190,6 +193,7 @@ class Comparison:
                 device=configuration.experiment.device,
                 name=arm.title,
                 checkpoints=checkpoints,
+                tensorboard=self.tensorboard,
             )
         except Exception as error:  # the other runs go on, whatever a user's distiller raises
             described = str(error) if isinstance(error, (RunError, InputError)) else f"{type(error).__name__}: {error}"

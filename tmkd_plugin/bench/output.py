@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tmkd_plugin.bench.arms import ArmSpec, title_of
+from tmkd_plugin.bench.lock import LOCK
 from tmkd_plugin.bench.run_record import PLACE, RECORD, SELECTION
 from tmkd_plugin.errors import InputError
 from tmkd_plugin.training.checkpoint import CHECKPOINT
@@ -49,14 +50,14 @@ class OutputFolder:
         self.path = path
         self.runs = runs or path
         self.finished: tuple[dict[str, Any], dict[str, Any]] | None = None
-        _check_writable(path)
+        check_writable(path)
         wanted = json.loads(json.dumps(identity))
         there = self._read(RESULTS, overwrite) or self._read(CONFIG, overwrite)
         if there is not None and not overwrite:
             self._check_same(there, wanted)
             if _finished(there, wanted):
                 self.finished = there, self._read(TIMING, overwrite) or {}
-        elif there is None and not overwrite and any(path.iterdir()):
+        elif there is None and not overwrite and any(file.name != LOCK for file in path.iterdir()):
             raise InputError(
                 f"The folder {path} holds files that are not of a comparison. Choose an empty folder or a new one with "
                 "--out, or give --overwrite to add the results to it."
@@ -121,7 +122,8 @@ def _finished(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
                                    for side in (there, wanted))))  # fmt: skip
 
 
-def _check_writable(path: Path) -> None:
+def check_writable(path: Path) -> None:
+    """Makes a folder and refuses one that can't be written to."""
     probe = path / f".{CONFIG}.probe.part"
     try:
         path.mkdir(parents=True, exist_ok=True)

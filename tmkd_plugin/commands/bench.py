@@ -115,6 +115,9 @@ def add_parser(commands: Any) -> None:
         type=whole_number,
         help="CPU threads, which results depend on in the last bits (default: torch's)",
     )
+    add(
+        "--tensorboard", action="store_true", help="write TensorBoard events into each run's folder (extra tensorboard)"
+    )
     add("--quiet", action="store_true", help="print the outcome only")
     add("--debug", action="store_true", help="show the traceback of an unexpected error")
     bench.set_defaults(run=run)
@@ -158,5 +161,6 @@ def run(arguments: argparse.Namespace) -> int:
             threads=arguments.threads,
             quiet=arguments.quiet,
             checkpoint_seconds=arguments.checkpoint_seconds,
+            tensorboard=arguments.tensorboard,
         )
     )

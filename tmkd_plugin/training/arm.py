@@ -57,6 +57,7 @@ class Arm:
         device: str | torch.device = "cpu",
     ) -> None:
         self.name = name
+        self.device = torch.device(device)
         self.distiller = distiller.to(device)
         self.student = _student_of(distiller).to(device)
         self.settings = settings

@@ -16,6 +16,7 @@ from tmkd_plugin.data.dataset import ImageDataset
 from tmkd_plugin.errors import InputError
 from tmkd_plugin.training.arm import Arm
 from tmkd_plugin.training.checkpoint import Checkpoints
+from tmkd_plugin.training.epoch_log import EpochLog
 from tmkd_plugin.training.metrics import evaluate
 from tmkd_plugin.training.progress import Progress, SilentProgress
 from tmkd_plugin.training.run_folder import RunFolder
@@ -70,6 +71,7 @@ def train_distiller(
     device: str | torch.device = "cpu",
     name: str = "student",
     checkpoints: Checkpoints | None = None,
+    tensorboard: bool = False,
 ) -> ArmResult:
     """Trains one distiller; the case of one arm of :func:`train_distillers`.
 
@@ -85,6 +87,7 @@ def train_distiller(
         name: What messages and the progress call it.
         checkpoints: Where the state of the unfinished run is kept; a checkpoint that is there is gone on from, with the same
             bits in the end. None for no checkpoints.
+        tensorboard: Whether to write TensorBoard events beside the log.
 
     Returns:
         The scores of the best and the last epoch.
@@ -102,6 +105,7 @@ def train_distiller(
         progress=progress,
         device=device,
         checkpoints=None if checkpoints is None else {name: checkpoints},
+        tensorboard=tensorboard,
     )
     return results[name]
 
@@ -116,6 +120,7 @@ def train_distillers(
     progress: Progress | None = None,
     device: str | torch.device = "cpu",
     checkpoints: Mapping[str, Checkpoints] | None = None,
+    tensorboard: bool = False,
 ) -> dict[str, ArmResult]:
     """Trains several distillers side by side on the same batches; each gives the same bits as alone.
 
@@ -128,6 +133,7 @@ def train_distillers(
         progress: ...
         device: ...
         checkpoints: Those of each name.
+        tensorboard: ...
 
     Returns:
         The result of each name.
@@ -141,11 +147,13 @@ def train_distillers(
     for arm in arms:
         arm.check(dataset)
     files = {arm.name: RunFolder(folders[arm.name]) for arm in arms}
+    logs = {arm.name: EpochLog(folders[arm.name], len(train), tensorboard=tensorboard) for arm in arms}
     for arm in arms:
         found = checkpoints[arm.name].load() if checkpoints else None
         if found is not None:
             arm.restore(found)
         files[arm.name].begin(arm)
+        logs[arm.name].begin(arm)
 
     def batches(epoch: int) -> Iterable[Batch]:
         return training_batches(
@@ -163,8 +171,13 @@ def train_distillers(
         if arm.best_epoch == arm.epoch:
             files[arm.name].save_best(arm.epoch, arm.best_student, arm.best_heads)
         files[arm.name].save_epoch(record)
+        logs[arm.name].epoch(arm, record)
 
-    batch_seconds = train_arms(arms, batches, dataset, after_epoch=save, progress=progress, checkpoints=checkpoints)
+    try:
+        batch_seconds = train_arms(arms, batches, dataset, after_epoch=save, progress=progress, checkpoints=checkpoints)
+    finally:
+        for log in logs.values():
+            log.close()
     return {arm.name: _finish(arm, dataset, files[arm.name], batch_seconds) for arm in arms}
 
 
