@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tmkd_plugin.data import Augmentation, ImageSplit, batch_bounds, evaluation_batches, training_batches
-from tmkd_plugin.data.batches import augment, draw_augmentation
+from tmkd_plugin.data.crop_flip import augment, draw_augmentation
 from tmkd_plugin.errors import InputError
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.1)

@@ -52,7 +52,8 @@ def enhanced(small_distiller, dataset):
 
 
 def content(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith("checkpoint")}
+    others = ("checkpoint", "log.jsonl")
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(others)}
 
 
 @pytest.mark.parametrize("make", ["small", "enhanced"])

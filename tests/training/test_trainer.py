@@ -29,7 +29,8 @@ RUN_FILES = {"student.safetensors", "student_last.safetensors", "heads.safetenso
 
 
 def content(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    """All files but the log, which holds times."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "log.jsonl"}
 
 
 def history_of(folder):

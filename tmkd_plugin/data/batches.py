@@ -1,7 +1,7 @@
-"""Batches from a split: order, random crop and flip, normalisation.
+"""Batches from a split in memory or in files: order, random crop and flip, normalisation.
 
 Every draw is a function of (seed, purpose, epoch) and of the place of the image in its split: an epoch can be repeated
-without those before it, and the batch size changes no crop.
+without those before it, and neither the batch size nor the number of workers changes a crop.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from tmkd_plugin.data.dataset import Augmentation, ImageSplit
+from tmkd_plugin.data.crop_flip import augment, draw_augmentation
+from tmkd_plugin.data.dataset import Augmentation, Split
+from tmkd_plugin.data.file_split import FileSplit
 from tmkd_plugin.errors import InputError
 from tmkd_plugin.randomness import generator_for
 
@@ -45,7 +46,7 @@ class Batch:
 
 
 def training_batches(
-    split: ImageSplit,
+    split: Split,
     augmentation: Augmentation,
     mean: Sequence[float],
     std: Sequence[float],
@@ -69,12 +70,24 @@ def training_batches(
         drop_last: Leaves out the images of the last, smaller batch.
 
     Returns:
-        An iterator over batches on the device of the split.
+        An iterator over batches on the device of the split. A file that can't be used ends it with an ``InputError`` that
+        names the file.
     """
     bounds = batch_bounds(len(split), batch_size, drop_last)
     _check_statistics(mean, std)
+    order = torch.randperm(len(split), generator=generator_for(seed, "order", epoch))
+    if isinstance(split, FileSplit):
+        from tmkd_plugin.data.file_pixels import training_pixels
+
+        parts = [order[start:end] for start, end in bounds]
+        return _file_batches(split, parts, training_pixels(split, parts, augmentation, seed, epoch), mean, std)
+    if augmentation.resized_crop is not None:
+        raise InputError(
+            "resized_crop needs the images in full, but those of this split are in memory at their final size. "
+            "Use crop_padding, or a split in files."
+        )
     device = split.images.device
-    order = torch.randperm(len(split), generator=generator_for(seed, "order", epoch)).to(device)
+    order = order.to(device)
     draws = draw_augmentation(len(split), augmentation, seed, epoch).to(device)
 
     def batches() -> Iterator[Batch]:
@@ -87,9 +100,12 @@ def training_batches(
 
 
 def evaluation_batches(
-    split: ImageSplit, mean: Sequence[float], std: Sequence[float], *, batch_size: int
+    split: Split, mean: Sequence[float], std: Sequence[float], *, batch_size: int
 ) -> Iterator[Batch]:
-    """Yields the images as they are, in the order of the split; the last batch may be smaller.
+    """Yields the images in the order of the split; the last batch may be smaller.
+
+    Images in memory are yielded as they are; those in files are resized so that the short side has 256/224 of the image size,
+    and their centre is cropped, as the field does it.
 
     Args:
         split: The images.
@@ -99,8 +115,22 @@ def evaluation_batches(
     """
     _check_batch_size(batch_size)
     _check_statistics(mean, std)
+    if isinstance(split, FileSplit):
+        from tmkd_plugin.data.file_pixels import evaluation_pixels
+
+        parts = [torch.arange(len(split))[start : start + batch_size] for start in range(0, len(split), batch_size)]
+        return _file_batches(split, parts, evaluation_pixels(split, parts), mean, std)
     slices = [slice(start, start + batch_size) for start in range(0, len(split), batch_size)]
     return (Batch(normalize(split.images[part], mean, std), split.labels[part], split.ids[part]) for part in slices)
+
+
+def _file_batches(
+    split: FileSplit, parts: Sequence[Tensor], pixels: Iterator[Tensor], mean: Sequence[float], std: Sequence[float]
+) -> Iterator[Batch]:
+    device = split.labels.device
+    for part, images in zip(parts, pixels, strict=True):
+        rows = part.to(device)
+        yield Batch(normalize(images.to(device), mean, std), split.labels[rows], split.ids[rows])
 
 
 def batch_bounds(count: int, batch_size: int, drop_last: bool = False) -> list[tuple[int, int]]:
@@ -125,44 +155,6 @@ def batch_bounds(count: int, batch_size: int, drop_last: bool = False) -> list[t
             "Lower batch_size or use more images."
         )
     return list(zip(starts, [*starts[1:], count], strict=True))
-
-
-def draw_augmentation(count: int, augmentation: Augmentation, seed: int, epoch: int) -> Tensor:
-    """Draws the augmentation of every image of a split.
-
-    Returns:
-        int64 (count,3): top and left of the crop in the padded image, both in 0..2 * crop_padding, and 1 to flip.
-    """
-    padding = augmentation.crop_padding
-    if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
-        raise InputError(f"crop_padding={padding!r}: expected a whole number of pixels, 0 or more.")
-    generator = generator_for(seed, "augmentation", epoch)
-    # Flips are drawn first, and always, so that turning crops on or off does not change them.
-    flips = torch.randint(2, (count, 1), generator=generator) * int(augmentation.flip)
-    corners = torch.randint(2 * padding + 1, (count, 2), generator=generator)
-    return torch.cat([corners, flips], dim=1)
-
-
-def augment(images: Tensor, draws: Tensor, crop_padding: int) -> Tensor:
-    """Crops and flips each image as drawn; what lies outside of the image is 0, black.
-
-    Args:
-        images: uint8 (B,3,H,W).
-        draws: int64 (B,3): top and left of the crop in the padded image, and 1 to flip.
-        crop_padding: Pixels of padding on each side.
-
-    Returns:
-        uint8 (B,3,H,W).
-    """
-    count, channels, height, width = images.shape
-    top, left, flip = draws.unbind(dim=1)
-    rows = torch.arange(height, device=images.device) + top[:, None]
-    columns = torch.arange(width, device=images.device).expand(count, -1)
-    columns = torch.where(flip[:, None] == 1, width - 1 - columns, columns) + left[:, None]
-    if crop_padding:
-        images = F.pad(images, [crop_padding] * 4)
-    places = (rows[:, :, None] * images.shape[-1] + columns[:, None, :]).view(count, 1, height * width)
-    return images.flatten(2).gather(2, places.expand(-1, channels, -1)).view(count, channels, height, width)
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a data set is: three splits of pixels in memory, class names, and the figures that describe them."""
+"""What a data set is: three splits, in memory or in files, class names, and the figures that describe them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+from tmkd_plugin.data.file_split import FileSplit, file_fingerprint
 from tmkd_plugin.errors import InputError
 
 DEFAULT_MAX_GIGABYTES = 8.0
+# Of the images of ImageNet: the field's convention for photographs, also where a network starts without its weights.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 _SMALLEST_IMAGE = 8
 _CHUNK = 4096
 
@@ -46,9 +51,17 @@ class ImageSplit:
     def __len__(self) -> int:
         return self.images.shape[0]
 
+    @property
+    def image_size(self) -> int:
+        """Width of the images in pixels."""
+        return self.images.shape[-1]
+
     def to(self, device: torch.device | str) -> ImageSplit:
         """Returns the split on another device; batches are then made there."""
         return ImageSplit(self.images.to(device), self.labels.to(device), self.ids.to(device))
+
+
+Split: TypeAlias = ImageSplit | FileSplit
 
 
 @dataclass(frozen=True)
@@ -58,10 +71,31 @@ class Augmentation:
     Attributes:
         crop_padding: Zero pixels added on each side before a random crop back to the original size; 0 turns it off.
         flip: Whether half of the images are mirrored left to right.
+        resized_crop: Range of the area of a random crop that is resized to the image size, as shares of the whole
+            image, such as (0.08, 1.0); for splits in files, and only without ``crop_padding``. None turns it off.
     """
 
     crop_padding: int = 0
     flip: bool = False
+    resized_crop: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.resized_crop is None:
+            return
+        if len(self.resized_crop) != 2 or not 0 < self.resized_crop[0] <= self.resized_crop[1] <= 1:
+            raise InputError(
+                f"resized_crop={self.resized_crop!r}: expected two shares of the image's area, the smaller one first, "
+                "above 0 and at most 1, such as (0.08, 1.0)."
+            )
+        if self.crop_padding:
+            raise InputError(
+                f"crop_padding={self.crop_padding} and resized_crop={self.resized_crop} exclude each other: a training "
+                "image is cropped once. Give one of them."
+            )
+
+
+# Torchvision's ranges for training on ImageNet, which is what the field trains photographs of 224 px with.
+RESIZED_CROP = Augmentation(flip=True, resized_crop=(0.08, 1.0))
 
 
 @dataclass(frozen=True)
@@ -83,17 +117,18 @@ class ImageDataset:
         train: The split that is trained on.
         validation: The split that models are chosen on.
         test: The split that is reported.
-        mean: Mean of the training pixels by channel, in 0..1, rounded to 4 decimals.
-        std: Their standard deviation by channel, rounded alike.
+        mean: Mean by channel that batches are normalised with, in 0..1: that of the training pixels, rounded to 4 decimals,
+            or ImageNet's where the images stay in files.
+        std: Standard deviation by channel, alike.
         augmentation: What training images go through.
-        fingerprint: sha256 of all pixels, labels and class names.
+        fingerprint: sha256 of all pixels (or files), labels and class names.
     """
 
     name: str
     class_names: list[str]
-    train: ImageSplit
-    validation: ImageSplit
-    test: ImageSplit
+    train: Split
+    validation: Split
+    test: Split
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     augmentation: Augmentation
@@ -107,7 +142,7 @@ class ImageDataset:
     @property
     def image_size(self) -> int:
         """Height and width of the images in pixels."""
-        return self.train.images.shape[-1]
+        return self.train.image_size
 
 
 def make_dataset(
@@ -131,6 +166,33 @@ def make_dataset(
         std=std,
         augmentation=augmentation,
         fingerprint=fingerprint(class_names, [train, validation, test]),
+    )
+
+
+def make_streamed_dataset(
+    name: str,
+    class_names: Sequence[str],
+    *,
+    train: FileSplit,
+    validation: FileSplit,
+    test: FileSplit,
+    augmentation: Augmentation,
+) -> ImageDataset:
+    """Completes a data set whose images stay in files by ImageNet's statistics and its fingerprint.
+
+    Raises:
+        InputError: Files are missing, empty or unreadable; the message names them.
+    """
+    return ImageDataset(
+        name=name,
+        class_names=list(class_names),
+        train=train,
+        validation=validation,
+        test=test,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        augmentation=augmentation,
+        fingerprint=file_fingerprint(class_names, [train, validation, test]),
     )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -97,18 +98,24 @@ def decode_image(path: Path, image_size: int) -> NDArray[np.uint8]:
     Raises:
         UnusableImageError: With the reason.
     """
-    try:
-        _check_file(path)
-        with Image.open(path, formats=FORMATS) as image:
-            _check_pixels(image)
-            image.draft(None, (2 * image_size, 2 * image_size))  # large JPEGs: decode at a fraction, never below 2 S
-            turn = _orientation(image)
-            square = _central_square(_to_rgb(image), image_size)
-            return np.asarray(square if turn is None else square.transpose(turn))
-    except UnusableImageError:
-        raise
-    except Exception as error:  # Pillow's readers raise errors of every kind on damaged files
-        raise UnusableImageError(_reason(error)) from error
+    with _opened(path) as image:
+        image.draft(None, (2 * image_size, 2 * image_size))  # large JPEGs: decode at a fraction, never below 2 S
+        turn = _orientation(image)
+        square = _central_square(_to_rgb(image), image_size)
+        return np.asarray(square if turn is None else square.transpose(turn))
+
+
+def read_image(path: Path) -> Image.Image:
+    """Reads one image in full: upright (EXIF) and RGB; pixels of other modes as :func:`decode_image` has them.
+
+    Raises:
+        UnusableImageError: With the reason.
+    """
+    with _opened(path) as image:
+        turn = _orientation(image)
+        pixels = _to_rgb(image)
+        pixels.load()  # here, where the file is open and its damage is noticed
+        return pixels if turn is None else pixels.transpose(turn)
 
 
 def short_side(path: Path) -> int | None:
@@ -121,6 +128,20 @@ def short_side(path: Path) -> int | None:
                 return min(image.size)
     except Exception:  # decoding reports what is wrong with it
         return None
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Opens an image of a kind and size that is read here; whatever fails in the block is an ``UnusableImageError``."""
+    try:
+        _check_file(path)
+        with Image.open(path, formats=FORMATS) as image:
+            _check_pixels(image)
+            yield image
+    except UnusableImageError:
+        raise
+    except Exception as error:  # Pillow's readers raise errors of every kind on damaged files
+        raise UnusableImageError(_reason(error)) from error
 
 
 def _check_file(path: Path) -> None:

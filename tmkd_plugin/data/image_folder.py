@@ -11,9 +11,11 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from tmkd_plugin.data.dataset import (
     DEFAULT_MAX_GIGABYTES,
+    RESIZED_CROP,
     Augmentation,
     ImageDataset,
     ImageSplit,
@@ -22,15 +24,19 @@ from tmkd_plugin.data.dataset import (
     check_image_size,
     check_memory,
     make_dataset,
+    make_streamed_dataset,
 )
 from tmkd_plugin.data.decode import decode_images, short_side
+from tmkd_plugin.data.file_split import FileSplit
 from tmkd_plugin.data.folder_tree import FolderTree, read_tree
+from tmkd_plugin.data.request import AugmentationName
 from tmkd_plugin.data.splitting import hash_order, keep_per_class, split_by_hash
 from tmkd_plugin.errors import InputError
 
 TEST_FRACTION = 0.2
 VALIDATION_FRACTION = 0.2
 SMALL_IMAGE = 48
+STREAMED_IMAGE_SIZE = 224
 _PROBED = 100
 _SPLITS = ("train", "validation", "test")
 
@@ -63,10 +69,13 @@ def load_image_folder(
     validation_fraction: float | None = None,
     max_gigabytes: float = DEFAULT_MAX_GIGABYTES,
     progress: Callable[[int, int], None] | None = None,
+    augmentation: AugmentationName | None = None,
+    workers: int = 0,
 ) -> ImageDataset:
     """Loads a folder of images; ``load_dataset`` describes the arguments.
 
-    Training images are cropped at random after padding by an eighth of their size (4 of 32 px) and flipped.
+    Training images are cropped at random after padding by an eighth of their size (4 of 32 px) and flipped, or, with
+    ``resized_crop``, decoded from their files in each epoch, cropped at random, resized and flipped.
 
     Raises:
         InputError: The folder, its classes, its images or an argument can't be used.
@@ -78,20 +87,36 @@ def load_image_folder(
     tree = read_tree(Path(os.path.expanduser(folder)))
     class_names = class_names_of(tree.classes)
     parts = _split(tree, fraction)
-    image_size = image_size or _natural_size(parts["train"])
     ids = _ids([file for part in parts.values() for file in part])
     kept = _apply_limits(parts, limits or Limits(), len(class_names))
     name = tree.root.resolve().name or "images"
+    if augmentation == "resized_crop":
+        size = image_size or STREAMED_IMAGE_SIZE
+        splits = {part: _file_split(tree.root, files, ids, size, workers) for part, files in kept.items()}
+        return make_streamed_dataset(name, class_names, **splits, augmentation=RESIZED_CROP)
+    image_size = image_size or _natural_size(parts["train"])
     check_memory(name, sum(len(part) for part in kept.values()), image_size, max_gigabytes)
     files = [file for part in _SPLITS for file in kept[part]]
     images = decode_images([file.path for file in files], image_size, root=tree.root, progress=progress)
-    labels = torch.tensor([file.label for file in files])
-    places = torch.tensor([ids[file.folder.name, file.key] for file in files])
+    labels, places = _labels_and_places(files, ids)
     bounds = [0, *accumulate(len(kept[part]) for part in _SPLITS)]
     slices = [slice(start, end) for start, end in pairwise(bounds)]
     train, validation, test = (ImageSplit(images[part], labels[part], places[part]) for part in slices)
-    augmentation = Augmentation(crop_padding=image_size // 8, flip=True)
-    return make_dataset(name, class_names, train=train, validation=validation, test=test, augmentation=augmentation)
+    crop_flip = Augmentation(crop_padding=image_size // 8, flip=True)
+    return make_dataset(name, class_names, train=train, validation=validation, test=test, augmentation=crop_flip)
+
+
+def _file_split(
+    root: Path, files: list[ImageFile], ids: dict[tuple[str, str], int], image_size: int, workers: int
+) -> FileSplit:
+    paths = tuple(file.path.relative_to(root).as_posix() for file in files)
+    # Absolute: the files are read later, perhaps from another working folder.
+    return FileSplit(root.absolute(), paths, *_labels_and_places(files, ids), image_size, workers)
+
+
+def _labels_and_places(files: list[ImageFile], ids: dict[tuple[str, str], int]) -> tuple[Tensor, Tensor]:
+    labels = torch.tensor([file.label for file in files], dtype=torch.int64)
+    return labels, torch.tensor([ids[file.folder.name, file.key] for file in files], dtype=torch.int64)
 
 
 def class_names_of(folders: Sequence[str]) -> list[str]:
