@@ -179,10 +179,10 @@ def test_an_arm_gives_the_same_bits_alone_and_beside_others(tiny_bench, tmp_path
 
 
 def test_an_interrupted_comparison_goes_on(tiny_bench, tmp_path, monkeypatch, capsys):
-    from tmkd_plugin.bench import comparison
+    from tmkd_plugin.bench import cell
 
     out, trained = tmp_path / "out", []
-    train = comparison.train_distiller
+    train = cell.train_distiller
 
     def interrupted(*args, **kwargs):
         if len(trained) == 2:
@@ -191,7 +191,7 @@ def test_an_interrupted_comparison_goes_on(tiny_bench, tmp_path, monkeypatch, ca
         return train(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(comparison, "train_distiller", interrupted)
+        patch.setattr(cell, "train_distiller", interrupted)
         assert main([*tiny_bench, "--out", str(out)]) == 130
     assert "goes on from there" in capsys.readouterr().err
     assert not (out / "results.json").exists()
@@ -205,16 +205,16 @@ def test_an_interrupted_comparison_goes_on(tiny_bench, tmp_path, monkeypatch, ca
 
 
 def test_more_seeds_and_arms_in_the_same_folder_train_only_what_is_new(tiny_bench, tmp_path, monkeypatch):
-    from tmkd_plugin.bench import comparison
+    from tmkd_plugin.bench import cell
 
     out, trained = tmp_path / "out", []
-    train = comparison.train_distiller
+    train = cell.train_distiller
 
     def noted(*args, **kwargs):
         trained.append(str(kwargs["folder"].relative_to(out)))
         return train(*args, **kwargs)
 
-    monkeypatch.setattr(comparison, "train_distiller", noted)
+    monkeypatch.setattr(cell, "train_distiller", noted)
     assert main([*tiny_bench, "--seeds", "1", "--enhancer", "none", "--out", str(out)]) == 0
     assert main([*tiny_bench, "--seeds", "2", "--baseline", "kd,sp", "--out", str(out)]) == 0
     rest = ["kd+tmkd/seed0", "sp/seed0", "sp+tmkd/seed0", "kd/seed1", "kd+tmkd/seed1", "sp/seed1", "sp+tmkd/seed1"]

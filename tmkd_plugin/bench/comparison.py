@@ -3,34 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tmkd_plugin.bench.arms import ArmSpec
+from tmkd_plugin.bench.cell import Job, finished_cell, train_cell
 from tmkd_plugin.bench.configuration import SMALL_CLIP, SMALL_CLIP_SETTINGS
 from tmkd_plugin.bench.output import OutputFolder
 from tmkd_plugin.bench.preparation import Preparation, describe_dataset
 from tmkd_plugin.bench.results import Cell, results_of
-from tmkd_plugin.bench.run_record import identity_of, read_record, write_record
-from tmkd_plugin.errors import InputError, RunError
+from tmkd_plugin.bench.run_record import identity_of
 from tmkd_plugin.text_teacher import TextEmbeddings, text_embeddings
-from tmkd_plugin.training.checkpoint import CHECKPOINT_SECONDS, Checkpoints
-from tmkd_plugin.training.files import remove_temporary_files, write_bytes
+from tmkd_plugin.training.checkpoint import CHECKPOINT_SECONDS
 from tmkd_plugin.training.progress import Progress
 from tmkd_plugin.training.small_clip import train_small_clip, zero_shot_accuracy
 from tmkd_plugin.training.small_clip_images import images_of
 from tmkd_plugin.training.teachers import TrainedTeacher, trained_teacher
-from tmkd_plugin.training.trainer import train_distiller
 from tmkd_plugin.views import VIEW_NAMES, ViewSettings
-
-logger = logging.getLogger(__name__)
-
-ERROR_FILE = "error.txt"
 
 
 @dataclass
@@ -83,7 +75,7 @@ class Comparison:
         for seed in preparation.configuration.experiment.seeds:
             for arm in preparation.plan.arms:
                 teacher = teachers["rgb_teacher" if arm.control == "rgb_teacher" else None]
-                cells[arm].append(self._cell(arm, teacher, text, seed))
+                cells[arm].append(self._cell(self._job(arm, teacher, text, seed), teacher, text))
         return results_of(
             cells,
             preparation.plan.pairs,
@@ -161,51 +153,34 @@ class Comparison:
             "test_top1": teacher.per_view_top1,
         }
 
-    def _cell(self, arm: ArmSpec, teacher: TrainedTeacher, text: TextEmbeddings | None, seed: int) -> Cell:
-        """Returns a run: the one that is there, or the rest of one that was stopped, or a new one."""
-        folder, configuration = self.output.cell(arm, seed), self.preparation.configuration
+    def _job(self, arm: ArmSpec, teacher: TrainedTeacher, text: TextEmbeddings | None, seed: int) -> Job:
         identity = identity_of(
-            configuration,
+            self.preparation.configuration,
             arm,
             seed,
             dataset=describe_dataset(self.preparation.dataset),
             teacher_sha256=teacher.weights_sha256,
             text=text,
         )
-        there, problem = read_record(folder, identity)
-        if problem is not None:
-            self.say(problem)
-        checkpoints = Checkpoints(folder, identity, every_seconds=self.checkpoint_seconds, say=self.say)
-        if there is not None and there.best is not None:
-            # A process that was killed after the record may have left them.
-            checkpoints.clear()
-            remove_temporary_files(folder)
-            self.say(f"{arm.title}, seed {seed}: done before, {there.best.top1:.2f} %")
+        return Job(arm, seed, self.output.cell(arm, seed), identity)
+
+    def _cell(self, job: Job, teacher: TrainedTeacher, text: TextEmbeddings | None) -> Cell:
+        """Returns a run: the one that is there, or the rest of one that was stopped, or a new one."""
+        there = finished_cell(job, self.say)
+        if there is not None:
             return there
-        try:
-            result = train_distiller(
-                self.preparation.distiller(arm, teacher.network, text, seed),
-                self.preparation.dataset,
-                configuration.recipe("training"),
-                seed=seed,
-                folder=folder,
-                progress=self.progress,
-                device=configuration.experiment.device,
-                name=arm.title,
-                checkpoints=checkpoints,
-                tensorboard=self.tensorboard,
-            )
-        except Exception as error:  # the other runs go on, whatever a user's distiller raises
-            described = str(error) if isinstance(error, (RunError, InputError)) else f"{type(error).__name__}: {error}"
-            self.say(f"{arm.title}, seed {seed} failed: {described}")
-            logger.debug("%s, seed %d failed", arm.name, seed, exc_info=True)
-            write_bytes(folder / ERROR_FILE, traceback.format_exc().encode())
-            return Cell(seed, error=described)
-        cell = Cell(seed, result.best, result.last)
-        (folder / ERROR_FILE).unlink(missing_ok=True)
-        write_record(folder, identity, cell)
-        checkpoints.clear()
-        self.seconds.arms.setdefault(arm.name, {})[str(seed)] = round(result.seconds, 3)
+        cell, seconds = train_cell(
+            self.preparation,
+            job,
+            teacher.network,
+            text,
+            progress=self.progress,
+            say=self.say,
+            checkpoint_seconds=self.checkpoint_seconds,
+            tensorboard=self.tensorboard,
+        )
+        if seconds is not None:
+            self.seconds.arms.setdefault(job.arm.name, {})[str(job.seed)] = round(seconds, 3)
         return cell
 
 
