@@ -18,6 +18,7 @@ from tmkd_plugin.bench.configuration import Configuration, configure
 from tmkd_plugin.bench.lock import folder_lock
 from tmkd_plugin.bench.output import RESULTS, OutputFolder, check_writable, default_folder
 from tmkd_plugin.bench.preparation import Preparation, describe_dataset, prepare
+from tmkd_plugin.bench.ray_engine import RayOptions, check_ray_options
 from tmkd_plugin.bench.results import any_failed
 from tmkd_plugin.bench.table import print_outcome
 from tmkd_plugin.text_cache import default_cache_dir
@@ -46,6 +47,7 @@ class BenchOptions:
         quiet: Whether to print the outcome only.
         checkpoint_seconds: The least time between two checkpoints of a run.
         tensorboard: Whether runs write TensorBoard events.
+        ray: Makes the runs as Ray tasks; ``None`` makes them here.
     """
 
     flags: Mapping[str, Any]
@@ -57,6 +59,7 @@ class BenchOptions:
     quiet: bool = False
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     tensorboard: bool = False
+    ray: RayOptions | None = None
 
 
 def bench(options: BenchOptions) -> int:
@@ -123,6 +126,8 @@ def _compare(
     cache_dir = default_cache_dir()
     if options.tensorboard:
         check_tensorboard()
+    if options.ray is not None:
+        check_ray_options(options.ray, configuration.experiment.device)
     preparation = prepare(configuration, cache_dir, say)
     identity = {"config": configuration.resolved.described, "dataset": describe_dataset(preparation.dataset)}
     check_writable(out)
@@ -135,7 +140,7 @@ def _compare(
             say(line)
         progress = training_progress("silent" if options.quiet else "auto")
         comparison = Comparison(
-            preparation, output, cache_dir, progress, say, options.checkpoint_seconds, options.tensorboard
+            preparation, output, cache_dir, progress, say, options.checkpoint_seconds, options.tensorboard, options.ray
         )
         results = comparison.run()
         timing = _timing(comparison.seconds, started, time.perf_counter() - start)

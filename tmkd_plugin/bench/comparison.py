@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tmkd_plugin.bench.arms import ArmSpec
 from tmkd_plugin.bench.cell import Job, finished_cell, train_cell
@@ -23,6 +23,9 @@ from tmkd_plugin.training.small_clip import train_small_clip, zero_shot_accuracy
 from tmkd_plugin.training.small_clip_images import images_of
 from tmkd_plugin.training.teachers import TrainedTeacher, trained_teacher
 from tmkd_plugin.views import VIEW_NAMES, ViewSettings
+
+if TYPE_CHECKING:
+    from tmkd_plugin.bench.ray_engine import RayOptions
 
 
 @dataclass
@@ -46,6 +49,7 @@ class Comparison:
         say: Called with each line for the user.
         checkpoint_seconds: The least time between two checkpoints of a run.
         tensorboard: Whether runs write TensorBoard events.
+        ray: Makes the runs as Ray tasks; ``None`` makes them here, one after another.
     """
 
     preparation: Preparation
@@ -55,6 +59,7 @@ class Comparison:
     say: Callable[[str], None]
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     tensorboard: bool = False
+    ray: RayOptions | None = None
     seconds: Seconds = field(default_factory=Seconds)
 
     def run(self) -> dict[str, Any]:
@@ -72,10 +77,15 @@ class Comparison:
             teachers["rgb_teacher"] = self._teacher("rgb")
         cells: dict[ArmSpec, list[Cell]] = {arm: [] for arm in preparation.plan.arms}
         # Seed by seed, so that what an interrupted comparison leaves is complete pairs.
-        for seed in preparation.configuration.experiment.seeds:
-            for arm in preparation.plan.arms:
-                teacher = teachers["rgb_teacher" if arm.control == "rgb_teacher" else None]
-                cells[arm].append(self._cell(self._job(arm, teacher, text, seed), teacher, text))
+        jobs = [
+            (self._job(arm, teacher, text, seed), teacher)
+            for seed in preparation.configuration.experiment.seeds
+            for arm in preparation.plan.arms
+            for teacher in [teachers["rgb_teacher" if arm.control == "rgb_teacher" else None]]
+        ]
+        made = self._on_ray(jobs, text, self.ray) if self.ray is not None else {}
+        for job, teacher in jobs:
+            cells[job.arm].append(made.get((job.arm, job.seed)) or self._cell(job, teacher, text))
         return results_of(
             cells,
             preparation.plan.pairs,
@@ -164,6 +174,32 @@ class Comparison:
         )
         return Job(arm, seed, self.output.cell(arm, seed), identity)
 
+    def _on_ray(
+        self, jobs: list[tuple[Job, TrainedTeacher]], text: TextEmbeddings | None, options: RayOptions
+    ) -> dict[tuple[ArmSpec, int], Cell]:
+        """Makes all runs that are not there as Ray tasks."""
+        from tmkd_plugin.bench.ray_engine import run_on_ray
+
+        made: dict[tuple[ArmSpec, int], Cell] = {}
+        missing = []
+        for job, teacher in jobs:
+            there = finished_cell(job, self.say)
+            if there is None:
+                missing.append((job, teacher.network))
+            else:
+                made[job.arm, job.seed] = there
+        if missing:
+            for ended in run_on_ray(
+                missing, self.preparation, text, options=options, progress=self.progress, say=self.say
+            ):
+                made[ended.job.arm, ended.job.seed] = ended.cell
+                self._note_seconds(ended.job, ended.seconds)
+        return made
+
+    def _note_seconds(self, job: Job, seconds: float | None) -> None:
+        if seconds is not None:
+            self.seconds.arms.setdefault(job.arm.name, {})[str(job.seed)] = round(seconds, 3)
+
     def _cell(self, job: Job, teacher: TrainedTeacher, text: TextEmbeddings | None) -> Cell:
         """Returns a run: the one that is there, or the rest of one that was stopped, or a new one."""
         there = finished_cell(job, self.say)
@@ -179,8 +215,7 @@ class Comparison:
             checkpoint_seconds=self.checkpoint_seconds,
             tensorboard=self.tensorboard,
         )
-        if seconds is not None:
-            self.seconds.arms.setdefault(job.arm.name, {})[str(job.seed)] = round(seconds, 3)
+        self._note_seconds(job, seconds)
         return cell
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tmkd_plugin.commands.engine import add_engine, ray_options
 from tmkd_plugin.commands.parser import seconds, whole_number
 from tmkd_plugin.errors import InputError
 from tmkd_plugin.presets import preset_names
@@ -115,6 +116,7 @@ def add_parser(commands: Any) -> None:
         type=whole_number,
         help="CPU threads, which results depend on in the last bits (default: torch's)",
     )
+    add_engine(add)
     add(
         "--tensorboard", action="store_true", help="write TensorBoard events into each run's folder (extra tensorboard)"
     )
@@ -162,5 +164,6 @@ def run(arguments: argparse.Namespace) -> int:
             quiet=arguments.quiet,
             checkpoint_seconds=arguments.checkpoint_seconds,
             tensorboard=arguments.tensorboard,
+            ray=ray_options(arguments),
         )
     )
