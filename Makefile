@@ -17,11 +17,12 @@ BENCH_OPTIONS = --baseline '$(BASELINE)' --dataset '$(DATASET)' --enhancer '$(EN
 	$(call option,SEEDS,seeds) $(call option,TEXT,text) $(call option,PRESET,preset) $(call option,OUT,out) \
 	$(if $(filter-out 0,$(CONTROLS)),--controls) $(ARGS)
 
-.PHONY: help bench test lint format install clean
+.PHONY: help bench test fuzz lint format install clean
 
 help:
 	@echo 'make bench BASELINE=kd    compare the baseline with the baseline + TMKD (variables: README.md)'
 	@echo 'make test                 run the tests'
+	@echo 'make fuzz                 thousands of damaged files (`make test` tries some of them)'
 	@echo 'make lint                 ruff and mypy'
 	@echo 'make format               let ruff format the code'
 
@@ -30,6 +31,9 @@ bench: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST_ARGS)
+
+fuzz: $(INSTALLED)
+	TMKD_FUZZ=200 $(BIN)/python -m pytest -s tests/fuzz $(PYTEST_ARGS)
 
 lint: $(LINT_INSTALLED)
 	$(BIN)/ruff check .
