@@ -13,14 +13,15 @@ ENHANCER ?= tmkd
 option = $(if $($(1)),--$(2) '$($(1))')
 BENCH_OPTIONS = --baseline '$(BASELINE)' --dataset '$(DATASET)' --enhancer '$(ENHANCER)' \
 	$(call option,TEACHER,teacher) $(call option,TEACHER_VIEWS,teacher-views) \
-	$(call option,TEACHER_CHECKPOINT,teacher-checkpoint) $(call option,STUDENT,student) \
+	$(call option,RECIPE,teacher-recipe) $(call option,TEACHER_CHECKPOINT,teacher-checkpoint) $(call option,STUDENT,student) \
 	$(call option,SEEDS,seeds) $(call option,TEXT,text) $(call option,PRESET,preset) $(call option,OUT,out) \
 	$(if $(filter-out 0,$(CONTROLS)),--controls) $(ARGS)
 
-.PHONY: help bench test fuzz lint format install clean
+.PHONY: help bench teachers teacher verify-teachers text-cache test fuzz lint format install clean
 
 help:
 	@echo 'make bench BASELINE=kd    compare the baseline with the baseline + TMKD (variables: README.md)'
+	@echo 'make teachers             list the teachers; make teacher TEACHER=... trains one'
 	@echo 'make test                 run the tests'
 	@echo 'make fuzz                 thousands of damaged files (`make test` tries some of them)'
 	@echo 'make lint                 ruff and mypy'
@@ -31,6 +32,19 @@ bench: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST_ARGS)
+
+teachers: $(INSTALLED)
+	@$(BIN)/tmkd teachers list
+
+teacher: $(INSTALLED)
+	@$(BIN)/tmkd teachers train --network '$(TEACHER)' --dataset '$(DATASET)' $(call option,RECIPE,recipe) \
+		$(call option,TEACHER_VIEWS,views) $(ARGS)
+
+verify-teachers: $(INSTALLED)
+	@$(BIN)/tmkd teachers verify
+
+text-cache: $(INSTALLED)
+	@$(BIN)/tmkd text-cache --dataset '$(DATASET)' --output '$(OUT)' $(call option,TEXT,model) $(ARGS)
 
 fuzz: $(INSTALLED)
 	TMKD_FUZZ=200 $(BIN)/python -m pytest -s tests/fuzz $(PYTEST_ARGS)

@@ -18,12 +18,12 @@ from typing import TextIO
 
 from tmkd_plugin.commands.bench import EXAMPLES
 from tmkd_plugin.commands.parser import BAD_INPUT, Parser
-from tmkd_plugin.errors import InputError, TmkdError, TmkdNotice
+from tmkd_plugin.errors import InputError, TmkdError, TmkdNotice, is_storage_error
 from tmkd_plugin.version import __version__
 
 DONE, RUN_FAILED, INTERRUPTED = 0, 3, 130
 
-COMMANDS = ("bench", "runs", "list_names")
+COMMANDS = ("bench", "teachers", "text_cache", "runs", "list_names")
 """Modules of ``tmkd_plugin.commands``, in the order of the help."""
 
 
@@ -61,14 +61,15 @@ def _run(parsed: argparse.Namespace) -> int:
     except TmkdError as error:
         return _report(f"error: the run failed: {error}", RUN_FAILED, debug)
     except KeyboardInterrupt:
-        print(
-            "\nInterrupted. What was written is whole; the same command goes on from there.", file=sys.stderr
-        )
+        print("\nInterrupted. What was written is whole; the same command goes on from there.", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except Exception as error:
+        if is_storage_error(error):
+            advice = "What was finished before is whole. Make room or choose another folder, and give the same command again."
+            return _report(f"error: the run failed: {error}. {advice}", RUN_FAILED, debug)
         where = _write_traceback()
         message = f"error: unexpected {type(error).__name__}: {error}\nThis is a bug. The traceback is in {where}."
         return _report(message, RUN_FAILED, debug)

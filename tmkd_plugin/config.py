@@ -40,6 +40,8 @@ class Experiment(BaseModel):
         teacher_views: Whether the teacher trained here sees RGB images only or a view drawn at random for each image.
         teacher_checkpoint: A file with the teacher's weights, used instead of training one.
         teacher_pretrained: Whether a teacher trained here starts from the weights that its library offers.
+        teacher_recipe: Name of a recipe of ``tmkd teachers list --recipes``, or a file of one; its values replace those of
+            ``teacher_training`` in weaker layers.
         teacher_seed: Seed of the training of the teacher that all arms and seeds share.
         student: Name of the student's network.
         student_pretrained: Whether the student starts from the weights that its library offers.
@@ -69,6 +71,7 @@ class Experiment(BaseModel):
     teacher_views: Literal["rgb", "all"] = "all"
     teacher_checkpoint: str | None = None
     teacher_pretrained: bool = False
+    teacher_recipe: str | None = None
     teacher_seed: int = Field(default=0, ge=0)
     student: str = "resnet8"
     student_pretrained: bool = False

@@ -7,6 +7,7 @@ command ``tmkd`` turns them into the exit codes 2 and 3.
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -45,3 +46,15 @@ def unknown_name(kind: str, name: str, choices: Iterable[str]) -> InputError:
 
 class TmkdNotice(UserWarning):
     """Something that a user should know but that stops nothing; said once."""
+
+
+STORAGE_ERRORS = frozenset(
+    number
+    for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EIO", "EMFILE", "ESTALE")
+    if (number := getattr(errno, name, None)) is not None
+)
+
+
+def is_storage_error(error: BaseException) -> bool:
+    """Says whether a disk that is full, read-only or broken is to blame, and no one's code."""
+    return isinstance(error, OSError) and error.errno in STORAGE_ERRORS

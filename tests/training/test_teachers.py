@@ -1,6 +1,13 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import urllib.error
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -8,11 +15,22 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tmkd_plugin.data.batches import evaluation_batches, training_batches
-from tmkd_plugin.errors import InputError
+from tmkd_plugin.errors import InputError, TmkdNotice
 from tmkd_plugin.randomness import forked_random_state
 from tmkd_plugin.training import teachers
+from tmkd_plugin.training.arm import Arm
 from tmkd_plugin.training.metrics import evaluate
+from tmkd_plugin.training.recipes import recipe_by_name
 from tmkd_plugin.training.settings import TrainingSettings
+from tmkd_plugin.training.teacher_check import verify_teacher
+from tmkd_plugin.training.teacher_store import (
+    find_teachers,
+    pretrained_weights,
+    stored_teacher,
+    stored_teachers,
+    teacher_identity,
+    training_folder,
+)
 from tmkd_plugin.training.teachers import trained_teacher
 from tmkd_plugin.training.trainer import train_arms
 from tmkd_plugin.training.view_training import top1_by_view, view_of, with_random_views
@@ -85,20 +103,134 @@ def test_whatever_decides_the_weights_decides_the_folder(dataset):
         {"view_settings": ViewSettings(canny_low=50)},
         {"pretrained": True},
     ]
-    recipes = [json.dumps(teachers._recipe(**{**base, **change})) for change in changes]
-    assert len(set(recipes)) == len(changes)
+    identities = [json.dumps(teacher_identity(**{**base, **change})) for change in changes]
+    assert len(set(identities)) == len(changes)
 
 
-def test_an_interrupted_attempt_is_started_again(dataset, tmp_path, monkeypatch):
+def test_an_attempt_without_a_checkpoint_is_started_again(dataset, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(teachers, "write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             trained_teacher(NAME, dataset, SHORT, views="rgb", cache_dir=tmp_path)
-    (folder,) = tmp_path.iterdir()
-    assert not (folder / "teacher.json").exists()
+    assert stored_teachers(tmp_path) == []
     teacher = trained_teacher(NAME, dataset, SHORT, views="rgb", cache_dir=tmp_path)
-    assert teacher.folder == folder
-    assert len((folder / "history.jsonl").read_text().splitlines()) == SHORT.epochs
+    assert [stored.folder for stored in stored_teachers(tmp_path)] == [teacher.folder]
+    assert len((teacher.folder / "history.jsonl").read_text().splitlines()) == SHORT.epochs
+
+
+def test_an_interrupted_training_goes_on_to_the_same_teacher(dataset, tmp_path, monkeypatch):
+    arguments = {"views": "all", "checkpoint_seconds": 0.0}
+    whole = trained_teacher(NAME, dataset, SHORT, cache_dir=tmp_path / "whole", **arguments)
+    steps = []
+
+    def counted(arm, *batch):
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        steps.append(arm.epoch)
+        return real_step(arm, *batch)
+
+    real_step = Arm.step
+    with monkeypatch.context() as patch:
+        patch.setattr(Arm, "step", counted)
+        with pytest.raises(KeyboardInterrupt):
+            trained_teacher(NAME, dataset, SHORT, cache_dir=tmp_path / "parts", **arguments)
+    assert steps == [1, 1, 2]  # two steps an epoch: it was stopped in the middle of the second one
+    monkeypatch.setattr(Arm, "step", lambda arm, *batch: (steps.append(arm.epoch), real_step(arm, *batch)))
+    resumed = trained_teacher(NAME, dataset, SHORT, cache_dir=tmp_path / "parts", **arguments)
+    assert steps == [1, 1, 2, 2]
+    assert resumed.folder.name == whole.folder.name
+    assert {path.name for path in resumed.folder.iterdir()} == {"teacher.safetensors", "teacher.json", "history.jsonl"}
+    for name in ("teacher.safetensors", "teacher.json", "history.jsonl"):
+        assert (resumed.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+
+
+KILLED = """
+    import os, signal, sys
+    from pathlib import Path
+    import tmkd_plugin.training.teacher_store as store
+
+    with store.training_folder(Path(sys.argv[1])) as unfinished:
+        (unfinished / store.WEIGHTS).write_bytes(b"half")
+        (unfinished / store.RECORD).write_text("{}")
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_process_leaves_no_teacher_and_no_lock(tmp_path):
+    folder = tmp_path / "resnet8-0123456789abcdef"
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(KILLED), folder], timeout=300, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert not folder.exists()
+    assert stored_teachers(tmp_path) == []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # no waiting for a dead process
+        with training_folder(folder) as unfinished:
+            assert (unfinished / "teacher.json").exists()  # for its checkpoint
+
+
+def test_of_two_that_train_the_same_teacher_one_waits_and_takes_the_others(dataset, tmp_path):
+    """Locks belong to open files, so two threads meet as two processes do."""
+    begun, may_end, taken = threading.Event(), threading.Event(), []
+    finished = trained_teacher(NAME, dataset, SHORT, views="rgb", cache_dir=tmp_path / "elsewhere")
+    folder = tmp_path / "store" / finished.folder.name
+
+    def first():
+        with training_folder(folder) as unfinished:
+            begun.set()
+            may_end.wait(60)
+            for path in finished.folder.iterdir():
+                (unfinished / path.name).write_bytes(path.read_bytes())
+
+    def second():
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            taken.append(trained_teacher(NAME, dataset, SHORT, views="rgb", cache_dir=tmp_path / "store"))
+            taken.extend(str(warning.message) for warning in caught if warning.category is TmkdNotice)
+
+    threads = [threading.Thread(target=first), threading.Thread(target=second)]
+    threads[0].start()
+    assert begun.wait(60)
+    threads[1].start()
+    threads[1].join(0.5)
+    assert not taken
+    may_end.set()
+    for thread in threads:
+        thread.join(60)
+    teacher, notice = taken
+    assert teacher.from_cache
+    assert notice == f"Another process trains {folder.name}: waiting for it."
+    assert [stored.folder for stored in stored_teachers(tmp_path / "store")] == [folder]
+
+
+def test_a_folder_without_a_record_is_no_teacher_and_gives_way(dataset, tmp_path):
+    kept = trained_teacher(NAME, dataset, SHORT, views="rgb", cache_dir=tmp_path)
+    (kept.folder / "teacher.json").unlink()
+    assert stored_teachers(tmp_path) == []
+    assert not trained_teacher(NAME, dataset, SHORT, views="rgb", cache_dir=tmp_path).from_cache
+    assert len(stored_teachers(tmp_path)) == 1
+
+
+def test_a_store_that_can_not_be_written_is_named(dataset, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"The folder of teachers .*file/teachers can't be written to.*TMKD_CACHE"):
+        trained_teacher(NAME, dataset, SHORT, views="rgb", cache_dir=tmp_path / "file" / "teachers")
+
+
+def test_the_record_says_what_the_teacher_is_and_how_to_measure_it_again(dataset, tmp_path):
+    loading = {"name_or_path": "colours", "image_size": 8}
+    recipe = recipe_by_name("smoke")
+    teacher = trained_teacher(NAME, dataset, recipe, views="rgb", cache_dir=tmp_path, seed=3, loading=loading)
+    record = json.loads((teacher.folder / "teacher.json").read_text())
+    assert record["recipe_name"] == "smoke"
+    assert record["dataset"] == {"name": "colours", "loading": loading}
+    assert record["identity"]["seed"] == 3
+    assert record["identity"]["pretrained"] is None
+    assert record["identity"]["data_fingerprint"] == dataset.fingerprint
+    assert record["trained_with"]["torch"] == torch.__version__
+    for split, name in ((dataset.validation, "val_top1"), (dataset.test, "test_top1")):
+        assert record[name] == top1_by_view(teacher.network, split, dataset.mean, dataset.std, 32)
+    # How the images were loaded decides nothing beside the images: another caller finds the same teacher.
+    assert trained_teacher(NAME, dataset, recipe, views="rgb", cache_dir=tmp_path, seed=3).from_cache
 
 
 @pytest.fixture
@@ -122,15 +254,63 @@ def test_a_changed_weight_is_noticed(dataset, kept, never_trained):
         again(dataset, kept)
 
 
+def change_record(folder, **changes):
+    record = json.loads((folder / "teacher.json").read_text())
+    (folder / "teacher.json").write_text(json.dumps({**record, **changes}))
+    return record
+
+
 def test_a_record_of_another_accuracy_is_noticed(dataset, kept, never_trained):
-    path = kept / "teacher.json"
-    record = json.loads(path.read_text())
-    one_image = 100 / len(dataset.validation)
-    path.write_text(json.dumps({**record, "val_top1": record["val_top1"] + one_image}))
+    recorded, one_image = change_record(kept)["val_top1"], 100 / len(dataset.validation)
+    change_record(kept, val_top1={**recorded, "rgb": recorded["rgb"] + one_image})
     again(dataset, kept)  # another machine may decide one image differently
-    path.write_text(json.dumps({**record, "val_top1": record["val_top1"] + 2 * one_image}))
+    change_record(kept, val_top1={**recorded, "rgb": recorded["rgb"] + 2 * one_image})
     with pytest.raises(InputError, match=r"on the validation split, but its record says.*Delete the folder"):
         again(dataset, kept)
+
+
+def test_verification_measures_every_view_of_both_splits(dataset, kept):
+    assert verify_teacher(stored_teacher(kept), dataset) == []
+    record = change_record(kept)
+    for name, split in (("val_top1", "val"), ("test_top1", "test")):
+        for view, top1 in record[name].items():
+            change_record(kept, **{name: {**record[name], view: top1 + 7}})
+            (problem,) = verify_teacher(stored_teacher(kept), dataset)
+            assert problem == f"{split} top-1, {view}: {top1:.2f} %, the record says {top1 + 7:.2f} %"
+        change_record(kept, **{name: record[name]})
+    (problem,) = verify_teacher(stored_teacher(kept), replace(dataset, fingerprint="other"))
+    assert "the images of 'colours' are not those that it was measured on" in problem
+    (kept / "teacher.safetensors").write_bytes(b"")
+    (problem,) = verify_teacher(stored_teacher(kept), dataset)
+    assert "missing or not those that its record names" in problem
+
+
+def test_teachers_are_found_by_network_and_by_hash(dataset, tmp_path):
+    teacher = trained_teacher(NAME, dataset, SHORT, views="rgb", cache_dir=tmp_path)
+    other = trained_teacher("resnet8", dataset, SHORT, views="rgb", cache_dir=tmp_path)
+    digits = teacher.folder.name.rpartition("-")[2]
+    for name in (NAME, teacher.folder.name, digits, digits[:8], teacher.weights_sha256[:6]):
+        assert [found.folder for found in find_teachers(tmp_path, [name])] == [teacher.folder]
+    assert [found.title for found in find_teachers(tmp_path, [NAME])] == [f"{NAME} {digits[:8]}"]
+    both = [other.folder, teacher.folder]
+    assert sorted(found.folder for found in find_teachers(tmp_path, ["all", NAME])) == sorted(both)
+    with pytest.raises(InputError, match=r"Unknown teacher in .* 'resnet8x5'\. Did you mean 'resnet8x4'"):
+        find_teachers(tmp_path, ["resnet8x5"])
+    with pytest.raises(InputError, match="Unknown teacher"):
+        find_teachers(tmp_path, [digits[:3]])
+    assert find_teachers(tmp_path / "nowhere", ["all"]) == []
+
+
+def test_a_teacher_of_an_older_version_is_never_used(dataset, tmp_path):
+    """A record as version 1 wrote it, in the folder that version 1 gave it."""
+    folder = tmp_path / f"{NAME}-fedcba9876543210"
+    folder.mkdir()
+    recipe = {"schema_version": 1, "network": NAME, "seed": 0}
+    (folder / "teacher.json").write_text(json.dumps({"recipe": recipe, "val_top1": 50.0}))
+    (stored,) = stored_teachers(tmp_path)
+    assert "is of version 1, this one reads 2: it is never used. Delete the folder" in stored.problem
+    assert verify_teacher(stored, dataset) == [stored.problem]
+    assert not trained_teacher(NAME, dataset, SHORT, views="rgb", cache_dir=tmp_path).from_cache
 
 
 @pytest.mark.parametrize("text", ["{half", "[]", "{}"])
@@ -140,11 +320,9 @@ def test_a_broken_record_is_named(dataset, kept, never_trained, text):
         again(dataset, kept)
 
 
-def test_a_record_of_another_recipe_is_noticed(dataset, kept, never_trained):
-    record = json.loads((kept / "teacher.json").read_text())
-    record["recipe"]["seed"] = 5
-    (kept / "teacher.json").write_text(json.dumps(record))
-    with pytest.raises(InputError, match="of another recipe"):
+def test_a_record_of_another_teacher_is_noticed(dataset, kept, never_trained):
+    change_record(kept, identity={**change_record(kept)["identity"], "seed": 5})
+    with pytest.raises(InputError, match="of another teacher than its folder's name"):
         again(dataset, kept)
 
 
@@ -247,7 +425,7 @@ def test_views_are_made_with_the_given_settings(dataset, tmp_path):
     assert not torch.allclose(strong, batch.images)
 
 
-def test_a_pretrained_start_is_asked_for_once_and_not_for_a_cached_teacher(dataset, tmp_path, monkeypatch):
+def test_a_pretrained_start_is_asked_for_once_and_not_for_a_stored_teacher(dataset, tmp_path, monkeypatch):
     asked = []
 
     def build(*arguments, pretrained=False, **others):
@@ -255,8 +433,41 @@ def test_a_pretrained_start_is_asked_for_once_and_not_for_a_cached_teacher(datas
         return build_network(*arguments, **others)
 
     monkeypatch.setattr(teachers, "build_network", build)
-    first = trained_teacher("resnet8", dataset, SHORT, views="rgb", cache_dir=tmp_path, pretrained=True)
-    second = trained_teacher("resnet8", dataset, SHORT, views="rgb", cache_dir=tmp_path, pretrained=True)
+    first = trained_teacher("resnet18", dataset, SHORT, views="rgb", cache_dir=tmp_path, pretrained=True)
+    second = trained_teacher("resnet18", dataset, SHORT, views="rgb", cache_dir=tmp_path, pretrained=True)
     assert asked == [True, False]
     assert "pretrained" in first.source
     assert second.from_cache
+    assert stored_teacher(first.folder).record["identity"]["pretrained"] == "torchvision resnet18 IMAGENET1K_V1"
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("resnet50", "torchvision resnet50 IMAGENET1K_V1"),
+        ("torchvision/resnet50", "torchvision resnet50 IMAGENET1K_V2"),
+        ("torchvision/resnet50.IMAGENET1K_V1", "torchvision resnet50 IMAGENET1K_V1"),
+        ("timm/resnet50", "timm resnet50 a1_in1k"),
+        ("timm/resnet50.tv_in1k", "timm resnet50 tv_in1k"),
+    ],
+)
+def test_the_weights_of_a_pretrained_start_are_named_in_full(name, weights):
+    assert pretrained_weights(name) == weights
+
+
+@pytest.mark.parametrize("name", ["resnet18", "timm/resnet18"])
+def test_a_pretrained_start_without_network_is_a_clean_error(name, dataset, tmp_path, monkeypatch):
+    def no_network(*_, **__):
+        raise urllib.error.URLError("no route")
+
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", no_network)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", no_network)
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", no_network)
+    with pytest.raises(InputError, match=r"pretrained weights of .* could not be loaded .*no route"):
+        trained_teacher(name, dataset, SHORT, views="rgb", cache_dir=tmp_path / "store", pretrained=True)
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_network_without_pretrained_weights_is_refused(dataset, tmp_path):
+    with pytest.raises(InputError, match="There are no pretrained weights for 'resnet8x4'"):
+        trained_teacher(NAME, dataset, SHORT, views="rgb", cache_dir=tmp_path / "store", pretrained=True)

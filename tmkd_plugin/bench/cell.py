@@ -15,7 +15,7 @@ from tmkd_plugin.bench.arms import ArmSpec
 from tmkd_plugin.bench.preparation import Preparation
 from tmkd_plugin.bench.results import Cell
 from tmkd_plugin.bench.run_record import read_record, write_record
-from tmkd_plugin.errors import InputError, RunError
+from tmkd_plugin.errors import InputError, RunError, is_storage_error
 from tmkd_plugin.text_teacher import TextEmbeddings
 from tmkd_plugin.training.checkpoint import Checkpoints
 from tmkd_plugin.training.files import remove_temporary_files, write_bytes
@@ -109,6 +109,8 @@ def train_cell(
             tensorboard=tensorboard,
         )
     except Exception as error:  # the other runs go on, whatever a user's distiller raises
+        if is_storage_error(error):  # where nothing can be written, no other run could go on
+            raise
         described = str(error) if isinstance(error, (RunError, InputError)) else f"{type(error).__name__}: {error}"
         say(f"{job.title} failed: {described}")
         logger.debug("%s failed", job.title, exc_info=True)

@@ -21,6 +21,7 @@ from tmkd_plugin.training.checkpoint import CHECKPOINT_SECONDS
 from tmkd_plugin.training.progress import Progress
 from tmkd_plugin.training.small_clip import train_small_clip, zero_shot_accuracy
 from tmkd_plugin.training.small_clip_images import images_of
+from tmkd_plugin.training.teacher_store import loading_of
 from tmkd_plugin.training.teachers import TrainedTeacher, trained_teacher
 from tmkd_plugin.views import VIEW_NAMES, ViewSettings
 
@@ -147,6 +148,8 @@ class Comparison:
             device=experiment.device,
             view_settings=self._view_settings(),
             pretrained=experiment.teacher_pretrained,
+            loading=loading_of(experiment),
+            checkpoint_seconds=self.checkpoint_seconds,
         )
         self.seconds.teachers[teacher.source] = round(time.perf_counter() - start, 3)
         accuracies = ", ".join(f"{view} {top1:.2f}" for view, top1 in teacher.per_view_top1.items())

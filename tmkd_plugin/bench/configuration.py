@@ -17,6 +17,7 @@ from tmkd_plugin.errors import InputError
 from tmkd_plugin.presets import EMBEDDED_DATASET, load_preset, preset_for
 from tmkd_plugin.settings import Setting
 from tmkd_plugin.tmkd_settings import TMKDSettings
+from tmkd_plugin.training.recipes import recipe_values
 from tmkd_plugin.training.settings import TrainingSettings
 from tmkd_plugin.views import VIEW_NAMES, ViewSettings
 
@@ -107,7 +108,7 @@ def configure(flags: Mapping[str, Any], assignments: Mapping[str, Any], preset: 
     baselines = expand_baselines(_names(_last(layers, "baseline", "kd")), list(BASELINES))
     enhancers = check_enhancers(_names(_last(layers, "enhancer", "tmkd")))
     sections = _sections(baselines)
-    layers.insert(0, _published_values(layers))
+    layers = [_published_values(layers), *_with_recipes(layers)]
     bare = section_name(baselines[0]) if len(baselines) == 1 else None
     layers = [_scaled(layers[:position], layer) for position, layer in enumerate(layers)]
     resolved = resolve(layers, sections, bare)
@@ -194,6 +195,17 @@ def _published_values(layers: Sequence[Layer]) -> Layer:
     return Layer("official code (CAT-KD's configuration of this pair)", {"catkd": values} if values else {})
 
 
+def _with_recipes(layers: Sequence[Layer]) -> list[Layer]:
+    """Puts below each layer that names a teacher's recipe that recipe, whose values replace all earlier ones."""
+    expanded = []
+    for layer in layers:
+        name = layer.values.get("teacher_recipe")
+        if isinstance(name, str):
+            expanded.append(Layer(f"recipe {name}", {"teacher_training": recipe_values(name)}))
+        expanded.append(layer)
+    return expanded
+
+
 def _check_variants(experiment: Experiment, enhancers: Sequence[str], sections: Mapping[str, Section]) -> None:
     if not experiment.variants:
         return
@@ -259,7 +271,7 @@ def _without_unused(resolved: Resolved, baselines: Sequence[str], enhancers: Seq
     elif experiment.text != SMALL_CLIP:
         unused.add(SMALL_CLIP)
     if experiment.teacher_checkpoint is not None:
-        unused |= {"teacher_training", "teacher_seed", "teacher_views"}
+        unused |= {"teacher_training", "teacher_recipe", "teacher_seed", "teacher_views"}
     described = {key: value for key, value in resolved.described.items() if key not in unused}
     described["baseline"] = {**described["baseline"], "value": list(baselines)}
     described["enhancer"] = {**described["enhancer"], "value": list(enhancers)}

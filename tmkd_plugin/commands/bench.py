@@ -79,6 +79,11 @@ def add_parser(commands: Any) -> None:
         metavar="VIEWS",
         help="what the teacher is trained on: rgb, or all (a view drawn for each image)",
     )
+    add(
+        "--teacher-recipe",
+        metavar="NAME|FILE",
+        help="recipe of a teacher trained here, see `tmkd teachers list --recipes` (default: the preset's)",
+    )
     add("--teacher-checkpoint", metavar="FILE", help="weights of your own teacher, instead of training one")
     add("--student", metavar="NET", help="student network")
     add(
@@ -143,6 +148,7 @@ def run(arguments: argparse.Namespace) -> int:
         "image_size",
         "teacher",
         "teacher_views",
+        "teacher_recipe",
         "teacher_checkpoint",
         "student",
         "baseline",

@@ -14,6 +14,7 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose errors suggest what may have been meant."""
 
     def __init__(self, **kwargs: Any) -> None:
+        self._asked = False
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
 
     def error(self, message: str) -> NoReturn:
@@ -31,12 +32,19 @@ class Parser(argparse.ArgumentParser):
         near = [match for word in given for match in difflib.get_close_matches(word, known, n=1, cutoff=0.5)]
         return f" Did you mean {' '.join(repr(word) for word in near)}?" if near else ""
 
+    def parse_known_args(self, *arguments: Any, **keywords: Any) -> Any:
+        """Parses, and remembers that this parser was asked: an unknown option is one of its command."""
+        self._asked = True
+        return super().parse_known_args(*arguments, **keywords)
+
     def _all_actions(self) -> list[argparse.Action]:
-        """Returns the actions of this parser and of its sub-commands, which report unknown options through it."""
+        """Returns the actions of this parser and of the sub-command that was given, whose unknown options are reported here."""
         actions = list(self._actions)
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
-                actions += [inner for parser in action.choices.values() for inner in parser._actions]
+                for parser in action.choices.values():
+                    if parser._asked:
+                        actions += parser._all_actions()
         return actions
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tmkd_plugin.errors import InputError, RunError
 
 if TYPE_CHECKING:
-    from tmkd_plugin.data.dataset import ImageSplit
+    from tmkd_plugin.data.dataset import Split
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def _percent(fraction: Tensor) -> float:
 
 
 def evaluate(
-    network: nn.Module, split: ImageSplit, mean: Sequence[float], std: Sequence[float], batch_size: int
+    network: nn.Module, split: Split, mean: Sequence[float], std: Sequence[float], batch_size: int
 ) -> tuple[Scores, Tensor]:
     """Runs a network over a split, in eval mode and without gradients; afterwards every module's mode is as before.
 

@@ -24,12 +24,13 @@ from tmkd_plugin.randomness import forked_random_state, generator_for
 from tmkd_plugin.text_cache import default_cache_dir, digest_of
 from tmkd_plugin.text_encoder import load_clip, local_checkpoint
 from tmkd_plugin.training.small_clip_cache import digest_of_tensors, library_versions, read_record, write_checkpoint
+from tmkd_plugin.training.small_clip_images import IMAGE_SIZE as IMAGE_SIZE
+from tmkd_plugin.training.small_clip_images import check_images
 from tmkd_plugin.views import ViewSettings, make_views
 
 if TYPE_CHECKING:
     from open_clip import CLIP
 
-IMAGE_SIZE = 32
 #: open_clip's configuration of both towers; the vocabulary is that of open_clip's tokenizer.
 MODEL_CONFIG: dict[str, Any] = {
     "embed_dim": 64,
@@ -82,7 +83,7 @@ def train_small_clip(
     thread, so that the same seed gives the same bits whatever the thread count, and leaves the global random state alone.
 
     Args:
-        train_images: (N, 3, 32, 32) uint8.
+        train_images: (N, 3, 32, 32) uint8; see :func:`~tmkd_plugin.training.small_clip_images.images_of`.
         train_labels: (N,) int64 in [0, K); every class must occur.
         validation_images: (M, 3, 32, 32) uint8.
         validation_labels: (M,) int64 in [0, K).
@@ -98,8 +99,8 @@ def train_small_clip(
         NonFiniteLossError: If the training diverges.
     """
     names = check_class_names(class_names)
-    _check_images(train_images, train_labels, names, "training", every_class=True)
-    _check_images(validation_images, validation_labels, names, "validation", every_class=False)
+    check_images(train_images, train_labels, names, "training", every_class=True)
+    check_images(validation_images, validation_labels, names, "validation", every_class=False)
     if epochs < 1:
         raise InputError(f"The number of epochs must be at least 1; given: {epochs}.")
     data = (train_images, train_labels, validation_images, validation_labels)
@@ -131,7 +132,7 @@ def zero_shot_accuracy(
         InputError: For images, labels, names or a folder that can't be used.
     """
     names = check_class_names(class_names)
-    _check_images(images, labels, names, "test", every_class=False)
+    check_images(images, labels, names, "test", every_class=False)
     network = load_clip(local_checkpoint(Path(model)))[0] if isinstance(model, (str, Path)) else model
     was_training = network.training
     network.eval()
@@ -260,30 +261,6 @@ def _tokens(class_names: Sequence[str], views: Sequence[str]) -> torch.Tensor:
     prompts = [prompt for view in views for prompt in prompts_for(class_names, view)]
     tokens: torch.Tensor = open_clip.tokenize(prompts, context_length=MODEL_CONFIG["text_cfg"]["context_length"])
     return tokens
-
-
-def _check_images(
-    images: torch.Tensor, labels: torch.Tensor, class_names: Sequence[str], split: str, *, every_class: bool
-) -> None:
-    shape = (3, IMAGE_SIZE, IMAGE_SIZE)
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1:] != shape or len(images) == 0:
-        raise InputError(
-            f"The small CLIP's {split} images must be uint8 (N, 3, {IMAGE_SIZE}, {IMAGE_SIZE}), N at least 1;"
-            f" given: {images.dtype} {tuple(images.shape)}."
-        )
-    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-        raise InputError(
-            f"The small CLIP's {split} labels must be int64 ({len(images)},), one for each image;"
-            f" given: {labels.dtype} {tuple(labels.shape)}."
-        )
-    if labels.min() < 0 or labels.max() >= len(class_names):
-        raise InputError(
-            f"The small CLIP's {split} labels must lie in [0, {len(class_names) - 1}], as there are {len(class_names)} class"
-            f" names; they reach from {labels.min().item()} to {labels.max().item()}."
-        )
-    absent = [name for index, name in enumerate(class_names) if not (labels == index).any()]
-    if every_class and absent:
-        raise InputError(f"The small CLIP has no training image of: {', '.join(absent)}.")
 
 
 @contextlib.contextmanager

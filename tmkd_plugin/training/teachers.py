@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
-from collections.abc import Iterable
+import platform
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,20 +15,32 @@ from torch import Tensor, nn
 from tmkd_plugin.data.batches import Batch, training_batches
 from tmkd_plugin.data.dataset import ImageDataset
 from tmkd_plugin.distiller import cross_entropy
-from tmkd_plugin.errors import InputError, unknown_name
+from tmkd_plugin.errors import TmkdNotice, unknown_name
 from tmkd_plugin.training.arm import Arm
-from tmkd_plugin.training.files import append_jsonl, remove_temporary_files, save_tensors, sha256_of_file, write_json
-from tmkd_plugin.training.metrics import evaluate
+from tmkd_plugin.training.checkpoint import CHECKPOINT_SECONDS, Checkpoints
+from tmkd_plugin.training.files import json_line, save_tensors, sha256_of_file, write_bytes, write_json
 from tmkd_plugin.training.progress import Progress
+from tmkd_plugin.training.recipes import recipe_name_of
 from tmkd_plugin.training.settings import TrainingSettings
+from tmkd_plugin.training.teacher_check import check_accuracy, measure, validation_top1
+from tmkd_plugin.training.teacher_store import (
+    HISTORY,
+    RECORD,
+    WEIGHTS,
+    holds_teacher,
+    read_record,
+    read_weights,
+    teacher_folder,
+    teacher_identity,
+    training_folder,
+)
 from tmkd_plugin.training.trainer import check_splits, train_arms
 from tmkd_plugin.training.view_training import top1_by_view, with_random_views
+from tmkd_plugin.version import __version__
 from tmkd_plugin.views import ViewSettings
 from tmkd_plugin.zoo import build_network
 
 TEACHER_VIEWS = ("rgb", "all")
-WEIGHTS, RECORD, HISTORY = "teacher.safetensors", "teacher.json", "history.jsonl"
-SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -88,10 +99,13 @@ def trained_teacher(
     device: str | torch.device = "cpu",
     view_settings: ViewSettings | None = None,
     pretrained: bool = False,
+    loading: Mapping[str, Any] | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> TrainedTeacher:
-    """Returns a teacher for a data set: from a checkpoint, from the cache, or trained now and put into the cache.
+    """Returns a teacher for a data set: from a checkpoint, from the store, or trained now and put into the store.
 
-    A teacher that is trained here learns from labels alone; the epoch is chosen by its validation top-1 on RGB images.
+    A teacher that is trained here learns from labels alone; the epoch is chosen by its validation top-1 on RGB images. If
+    training is interrupted, the next call goes on from the last checkpoint.
 
     Args:
         name: A network's name; see :func:`~tmkd_plugin.zoo.build_network`.
@@ -99,15 +113,19 @@ def trained_teacher(
         settings: The recipe.
         views: ``"rgb"``, or ``"all"`` to show each image in a view drawn at random in each epoch.
         seed: Initialisation, order, augmentation and views are functions of it.
-        cache_dir: Teachers lie in a folder each under it, named by everything that decides their weights.
-        checkpoint: A file with the user's own weights; nothing is trained or cached then.
+        cache_dir: The store: teachers lie in a folder each under it, named by everything that decides their weights.
+        checkpoint: A file with the user's own weights; nothing is trained or stored then.
         progress: What shows how far training is; None for nothing.
         device: Where to train.
         view_settings: Thresholds and scales of the views that it is trained and measured on; None for the defaults.
         pretrained: Start from the weights that torchvision or timm offer for this name, with a new classifier.
+        loading: What ``load_dataset`` was called with, see :func:`~tmkd_plugin.training.teacher_store.loading_of`; the
+            record keeps it, so that the teacher can be measured again. Decides nothing.
+        checkpoint_seconds: The least time between two checkpoints.
 
     Raises:
-        InputError: A name is unknown, the checkpoint does not fit, or a cached teacher is not what its record says.
+        InputError: A name is unknown, pretrained weights can't be had, the checkpoint does not fit, or a stored teacher is
+            not what its record says.
     """
     if views not in TEACHER_VIEWS:
         raise unknown_name("teacher views", views, TEACHER_VIEWS)
@@ -115,22 +133,26 @@ def trained_teacher(
     check_splits(dataset, settings)
     if checkpoint is not None:
         return _from_checkpoint(name, dataset, settings, Path(checkpoint), device, view_settings)
-    recipe = _recipe(name, dataset, settings, views, seed, view_settings, pretrained)
-    key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
-    folder = Path(cache_dir) / f"{''.join(c if c.isalnum() or c in '-_.' else '_' for c in name)}-{key[:16]}"
-    from_cache = (folder / RECORD).exists()
-    # A cached teacher overwrites its start, which need not be downloaded for it.
+    identity = teacher_identity(name, dataset, settings, views, seed, view_settings, pretrained)
+    folder = teacher_folder(cache_dir, identity)
+    from_cache = holds_teacher(folder)
+    # A stored teacher overwrites its start, which need not be downloaded for it.
     start = pretrained and not from_cache
-    network = build_network(name, dataset.num_classes, pretrained=start, seed=seed, image_size=dataset.image_size).to(
-        device
-    )
+    network = build_network(name, dataset.num_classes, pretrained=start, seed=seed, image_size=dataset.image_size)
+    network = network.to(device)
     if not from_cache:
-        _train(network, dataset, settings, views, seed, folder, recipe, progress, view_settings)
-    record = _load(network, dataset, settings, folder, recipe)
+        with training_folder(folder) as unfinished:
+            from_cache = unfinished is None
+            if unfinished is not None:
+                checkpoints = Checkpoints(unfinished, identity, every_seconds=checkpoint_seconds, say=_notice)
+                _train(network, dataset, settings, view_settings, identity, unfinished, progress, loading, checkpoints)
+    record = read_record(folder)
+    network.load_state_dict(read_weights(folder, record))
+    check_accuracy(network, dataset, record, folder)
     return TrainedTeacher(
         network=_frozen(network),
         folder=folder,
-        val_top1=record["val_top1"],
+        val_top1=record["val_top1"]["rgb"],
         top1=record["test_top1"]["rgb"],
         per_view_top1=record["test_top1"],
         source=f"{name}{', pretrained' if pretrained else ''}, trained on {dataset.name} "
@@ -153,7 +175,7 @@ def _from_checkpoint(
     return TrainedTeacher(
         network=_frozen(network),
         folder=path.parent,
-        val_top1=_validation_top1(network, dataset, settings),
+        val_top1=validation_top1(network, dataset, settings.batch_size),
         top1=by_view["rgb"],
         per_view_top1=by_view,
         source=f"{name}, checkpoint {path.name}",
@@ -162,61 +184,27 @@ def _from_checkpoint(
     )
 
 
-def _recipe(
-    name: str,
-    dataset: ImageDataset,
-    settings: TrainingSettings,
-    views: str,
-    seed: int,
-    view_settings: ViewSettings,
-    pretrained: bool,
-) -> dict[str, Any]:
-    """Everything that decides the weights; through JSON and back, so that it compares with what was written."""
-    recipe = {
-        "schema_version": SCHEMA_VERSION,
-        "network": name,
-        "num_classes": dataset.num_classes,
-        "data_fingerprint": dataset.fingerprint,
-        "normalisation": [dataset.mean, dataset.std],
-        "augmentation": dataclasses.asdict(dataset.augmentation),
-        "settings": dataclasses.asdict(settings),
-        "views": views,
-        # Of an RGB-trained teacher they decide what its record says of the other views.
-        "view_settings": dataclasses.asdict(view_settings),
-        "seed": seed,
-        "pretrained": pretrained,
-        "torch": torch.__version__,
-    }
-    plain: dict[str, Any] = json.loads(json.dumps(recipe))
-    return plain
-
-
 def _train(
     network: nn.Module,
     dataset: ImageDataset,
     settings: TrainingSettings,
-    views: str,
-    seed: int,
-    folder: Path,
-    recipe: dict[str, Any],
-    progress: Progress | None,
     view_settings: ViewSettings,
+    identity: dict[str, Any],
+    folder: Path,
+    progress: Progress | None,
+    loading: Mapping[str, Any] | None,
+    checkpoints: Checkpoints,
 ) -> None:
-    """Trains a network and writes its weights, then its record: a folder without a record holds no teacher."""
-    device = next(network.parameters()).device
+    """Trains a network and writes its weights, its history and its record into a folder."""
+    device, seed = next(network.parameters()).device, identity["seed"]
     train, ids = dataset.train.to(device), int(dataset.train.ids.max()) + 1
+    steps = check_splits(dataset, settings)
     arm = Arm(
-        f"teacher {recipe['network']}",
-        Classifier(network),
-        settings,
-        seed=seed,
-        steps_per_epoch=check_splits(dataset, settings),
-        device=device,
+        f"teacher {identity['network']}", Classifier(network), settings, seed=seed, steps_per_epoch=steps, device=device
     )
     arm.check(dataset)
-    if folder.exists():  # an interrupted attempt
-        remove_temporary_files(folder)
-        (folder / HISTORY).unlink(missing_ok=True)
+    if (found := checkpoints.load()) is not None:
+        arm.restore(found)
 
     def batches(epoch: int) -> Iterable[Batch]:
         plain = training_batches(
@@ -228,61 +216,47 @@ def _train(
             seed=seed,
             epoch=epoch,
         )
-        if views == "rgb":
+        if identity["views"] == "rgb":
             return plain
         return with_random_views(
             plain, dataset.mean, dataset.std, images=ids, seed=seed, epoch=epoch, view_settings=view_settings
         )
 
-    def save(_: Arm, record: dict[str, Any]) -> None:
-        append_jsonl(folder / HISTORY, record)
+    def save(arm: Arm, _: dict[str, Any]) -> None:
+        write_bytes(folder / HISTORY, b"".join(json_line(record) for record in arm.history))
 
-    train_arms([arm], batches, dataset, after_epoch=save, progress=progress)
+    train_arms([arm], batches, dataset, after_epoch=save, progress=progress, checkpoints={arm.name: checkpoints})
     arm.restore_best()
+    save(arm, {})
     save_tensors(folder / WEIGHTS, network.state_dict(), epoch=arm.best_epoch)
     record = {
-        "recipe": recipe,
+        "identity": identity,
+        "recipe_name": recipe_name_of(settings),
+        "dataset": {"name": dataset.name, "loading": None if loading is None else dict(loading)},
         "best_epoch": arm.best_epoch,
-        "val_top1": arm.history[arm.best_epoch - 1]["val_top1"],
-        "test_top1": top1_by_view(network, dataset.test, dataset.mean, dataset.std, settings.batch_size, view_settings),
+        **measure(network, dataset, settings.batch_size, view_settings),
         "weights_sha256": sha256_of_file(folder / WEIGHTS),
+        "trained_with": _environment(device),
     }
+    checkpoints.clear()
     write_json(folder / RECORD, record)
 
 
-def _load(
-    network: nn.Module, dataset: ImageDataset, settings: TrainingSettings, folder: Path, recipe: dict[str, Any]
-) -> dict[str, Any]:
-    """Loads a cached teacher's weights into a network and compares all that its record says; returns the record."""
-    from safetensors.torch import load_file
+def _environment(device: torch.device) -> dict[str, str]:
+    """Returns what made a teacher and does not name it, but for the version of torch."""
+    import torchvision
 
-    weights, advice = folder / WEIGHTS, f"Delete the folder '{folder}' to train the teacher again."
-    try:
-        record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        recorded, expected_hash = record["val_top1"], record["weights_sha256"]
-        same_recipe = record["recipe"] == recipe and "rgb" in record["test_top1"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"The teacher's record '{folder / RECORD}' can't be read ({error!r}). {advice}") from error
-    if not same_recipe:
-        raise InputError(
-            f"The teacher's record '{folder / RECORD}' is of another recipe than its folder's name. {advice}"
-        )
-    if not weights.exists() or sha256_of_file(weights) != expected_hash:
-        raise InputError(f"The teacher's weights '{weights}' are missing or not those that its record names. {advice}")
-    network.load_state_dict(load_file(weights))
-    measured = _validation_top1(network, dataset, settings)
-    # Another machine type may decide one image differently.
-    if abs(measured - recorded) > 100 / len(dataset.validation) + 1e-3:
-        raise InputError(
-            f"The teacher '{weights}' has {measured:.2f} % on the validation split, but its record says {recorded:.2f} %: "
-            f"data, pre-processing or network have changed since. {advice}"
-        )
-    return record
+    return {
+        "tmkd_plugin": __version__,
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "python": platform.python_version(),
+        "device": device.type,
+    }
 
 
-def _validation_top1(network: nn.Module, dataset: ImageDataset, settings: TrainingSettings) -> float:
-    scores, _ = evaluate(network, dataset.validation, dataset.mean, dataset.std, settings.batch_size)
-    return scores.top1
+def _notice(line: str) -> None:
+    warnings.warn(line, TmkdNotice, stacklevel=3)
 
 
 def _frozen(network: nn.Module) -> nn.Module:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tmkd_plugin.data.batches import Batch, evaluation_batches
-from tmkd_plugin.data.dataset import ImageSplit
+from tmkd_plugin.data.dataset import Split
 from tmkd_plugin.randomness import generator_for
 from tmkd_plugin.training.metrics import check_finite, evaluating, logits_of, scores_of
 from tmkd_plugin.views import VIEW_NAMES, ViewSettings, from_pixels, make_views, to_pixels
@@ -64,7 +64,7 @@ def view_of(
 
 def top1_by_view(
     network: nn.Module,
-    split: ImageSplit,
+    split: Split,
     mean: Sequence[float],
     std: Sequence[float],
     batch_size: int,
