@@ -53,6 +53,12 @@ class Experiment(BaseModel):
         seeds: One run of every arm for each.
         text: The text teacher: ``small_clip``, an open_clip ``model/tag``, or a file of embeddings.
         device: Where to train, such as ``cpu`` or ``cuda``.
+        precision: What the networks compute with while students train: ``fp32``, ``bf16``, or on a GPU ``fp16``.
+        accumulation_steps: In how many parts a batch goes through the networks before the weights change.
+        clip_norm: The largest L2 norm of a student's gradients; ``None`` for no limit.
+        compile: The backend of ``torch.compile`` for student and teacher, such as ``inductor``; ``None`` for none.
+        channels_last: Whether networks are laid out NHWC; GPUs only.
+        sync_batch_norm: Whether batch norm takes its statistics over all processes; GPUs only.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -83,6 +89,12 @@ class Experiment(BaseModel):
     seeds: tuple[int, ...] = (0, 1, 2)
     text: str = "ViT-B-32-quickgelu/openai"
     device: str = "cpu"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    accumulation_steps: int = Field(default=1, ge=1)
+    clip_norm: float | None = Field(default=None, gt=0)
+    compile: str | None = None
+    channels_last: bool = False
+    sync_batch_norm: bool = False
 
     @field_validator("seeds", mode="before")
     @classmethod
@@ -174,7 +186,8 @@ def _entries(
     for key, value in layer.values.items():
         if key in sections:
             if isinstance(value, Mapping):
-                yield from ((key, inner, inner_value) for inner, inner_value in value.items())
+                # YAML reads a key such as `null:` or `1:` as no text.
+                yield from ((key, str(inner), inner_value) for inner, inner_value in value.items())
             elif value is not None:  # an empty section of a YAML file
                 problems.append(f"{key}: expected a section of keys and values, got {value!r} ({layer.source}).")
         elif key in Experiment.model_fields:

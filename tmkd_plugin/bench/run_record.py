@@ -16,6 +16,7 @@ from typing import Any
 from tmkd_plugin.bench.arms import STUDENT_ALONE, ArmSpec
 from tmkd_plugin.bench.configuration import Configuration, section_name
 from tmkd_plugin.bench.results import Cell
+from tmkd_plugin.config import Experiment
 from tmkd_plugin.errors import InputError
 from tmkd_plugin.text_teacher import TextEmbeddings
 from tmkd_plugin.training.files import sha256_of_file, write_json
@@ -27,6 +28,8 @@ SCHEMA_VERSION = 1
 FILES = (STUDENT, STUDENT_LAST, HEADS, PREDICTIONS, HISTORY)
 SELECTION = ("baseline", "enhancer", "variants", "controls", "student_alone", "seeds")
 """Values that say which runs there are, and nothing about any of them."""
+ACCELERATION = ("precision", "accumulation_steps", "clip_norm", "compile", "channels_last", "sync_batch_norm")
+"""Values that decide how a batch is computed; one that is off is no part of a run's identity, as before it existed."""
 PLACE = ("data_dir", "download", "workers")
 """Values that decide where data come from and how fast, and no result."""
 
@@ -66,6 +69,7 @@ def identity_of(
         "seed": seed,
         "dataset": {key: value for key, value in dataset.items() if key != "name"},
         **{key: described[key]["value"] for key in general},
+        **_acceleration(described),
         "training": _values(described["training"]),
         "settings": own,
         "teacher_sha256": None if alone else teacher_sha256,
@@ -77,16 +81,14 @@ def identity_of(
 
 def write_record(folder: Path, identity: Mapping[str, Any], cell: Cell) -> None:
     """Writes the record of a finished run, last of its files: a folder without one holds no finished run."""
-    write_json(
-        folder / RECORD,
-        {
-            "schema_version": SCHEMA_VERSION,
-            "identity": identity,
-            "best": None if cell.best is None else asdict(cell.best),
-            "last": None if cell.last is None else asdict(cell.last),
-            "files_sha256": {name: sha256_of_file(folder / name) for name in FILES if (folder / name).exists()},
-        },
-    )
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        "identity": identity,
+        "best": None if cell.best is None else asdict(cell.best),
+        "last": None if cell.last is None else asdict(cell.last),
+        "files_sha256": {name: sha256_of_file(folder / name) for name in FILES if (folder / name).exists()},
+    }
+    write_json(folder / RECORD, {**record, "sha256": _digest(record)})
 
 
 def read_record(folder: Path, identity: Mapping[str, Any]) -> tuple[Cell | None, str | None]:
@@ -100,9 +102,11 @@ def read_record(folder: Path, identity: Mapping[str, Any]) -> tuple[Cell | None,
         return None, None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
+        if record.pop("sha256") != _digest(record):
+            raise ValueError("its content is not what its checksum says")
         version, there, hashes = int(record["schema_version"]), record["identity"], dict(record["files_sha256"])
         cell = Cell(identity["seed"], EpochScores(**record["best"]), EpochScores(**record["last"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return None, f"The record {path} is damaged ({error!r}): the run is made again."
     if version > SCHEMA_VERSION:
         raise InputError(
@@ -122,8 +126,18 @@ def read_record(folder: Path, identity: Mapping[str, Any]) -> tuple[Cell | None,
     return cell, None
 
 
+def _acceleration(described: Mapping[str, Any]) -> dict[str, Any]:
+    fields = Experiment.model_fields
+    values = {key: described[key]["value"] for key in ACCELERATION if key in described}
+    return {key: value for key, value in values.items() if value != fields[key].default}
+
+
 def _values(section: Mapping[str, Any]) -> dict[str, Any]:
     return {key: entry["value"] for key, entry in section.items()}
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _tensor_sha256(text: TextEmbeddings) -> str:

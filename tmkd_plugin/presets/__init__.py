@@ -39,7 +39,9 @@ def load_preset(name_or_path: str) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}, column {mark.column + 1}:" if mark is not None else ""
         raise InputError(f"{path} is not YAML:{where} {getattr(error, 'problem', None) or error}.") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (ValueError, OverflowError, RecursionError) as error:  # an impossible date or number, or no end of brackets
+        raise InputError(f"{path} is not YAML that can be used: {str(error) or type(error).__name__}.") from None
+    except OSError as error:
         raise InputError(f"The preset {path} can't be read: {error}.") from None
     if content is None:
         return {}
