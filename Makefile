@@ -12,7 +12,7 @@ ENHANCER ?= tmkd
 # A variable that is set becomes an option of `tmkd bench`; `tmkd bench --help` says what each one takes.
 option = $(if $($(1)),--$(2) '$($(1))')
 BENCH_OPTIONS = --baseline '$(BASELINE)' --dataset '$(DATASET)' --enhancer '$(ENHANCER)' \
-	$(call option,TEACHER,teacher) $(call option,TEACHER_VIEWS,teacher-views) \
+	$(call option,DATA_DIR,data-dir) $(call option,TEACHER,teacher) $(call option,TEACHER_VIEWS,teacher-views) \
 	$(call option,RECIPE,teacher-recipe) $(call option,TEACHER_CHECKPOINT,teacher-checkpoint) $(call option,STUDENT,student) \
 	$(call option,SEEDS,seeds) $(call option,TEXT,text) $(call option,PRESET,preset) $(call option,OUT,out) \
 	$(if $(filter-out 0,$(CONTROLS)),--controls) $(ARGS)
