@@ -17,10 +17,12 @@ BENCH_OPTIONS = --baseline '$(BASELINE)' --dataset '$(DATASET)' --enhancer '$(EN
 	$(call option,SEEDS,seeds) $(call option,TEXT,text) $(call option,PRESET,preset) $(call option,OUT,out) \
 	$(if $(filter-out 0,$(CONTROLS)),--controls) $(ARGS)
 
-.PHONY: help bench teachers teacher verify-teachers text-cache test fuzz lint format install clean
+.PHONY: help bench table regress teachers teacher verify-teachers text-cache test fuzz lint format install clean
 
 help:
 	@echo 'make bench BASELINE=kd    compare the baseline with the baseline + TMKD (variables: README.md)'
+	@echo 'make table TABLE=2         a table of the paper (SCALE=smoke, small or paper)'
+	@echo 'make regress              accuracy as a test, against a recorded reference'
 	@echo 'make teachers             list the teachers; make teacher TEACHER=... trains one'
 	@echo 'make test                 run the tests'
 	@echo 'make fuzz                 thousands of damaged files (`make test` tries some of them)'
@@ -32,6 +34,14 @@ bench: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST_ARGS)
+
+table: $(INSTALLED)
+	@$(BIN)/tmkd table '$(or $(TABLE),2)' --scale '$(or $(SCALE),smoke)' $(call option,DATA_DIR,data-dir) \
+		$(call option,SEEDS,seeds) $(call option,TEXT,text) $(call option,OUT,out) $(ARGS)
+
+regress: $(INSTALLED)
+	@$(BIN)/tmkd regress $(call option,REFERENCE,reference) $(call option,MARGIN,margin) $(call option,SEEDS,seeds) \
+		$(call option,RESULTS,results) $(call option,JUNIT,junit) $(if $(filter-out 0,$(STRICT)),--strict) $(ARGS)
 
 teachers: $(INSTALLED)
 	@$(BIN)/tmkd teachers list

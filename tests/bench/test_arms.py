@@ -12,7 +12,9 @@ KNOWN = ["kd", "rkd", "sp", "catkd", "tekap"]
 
 def plan(baselines, enhancers=("tmkd",), *, controls=False, adds=(), no_rgb_teacher=None, **more):
     added = {name: name in adds for name in baselines}
-    return plan_arms(baselines, enhancers, controls=controls, adds_logit_kl=added, no_rgb_teacher=no_rgb_teacher, **more)
+    return plan_arms(
+        baselines, enhancers, controls=controls, adds_logit_kl=added, no_rgb_teacher=no_rgb_teacher, **more
+    )
 
 
 def names(pairs):

@@ -82,7 +82,11 @@ def check_schema(results):
     compared = {(entry["metric"], entry["selection"]) for entry in results["comparisons"]}
     assert compared == {(metric, selection) for metric in ("top1", "top5", "recall") for selection in ("best", "last")}
     for entry in results["comparisons"]:
-        assert set(entry) == {"baseline", "enhanced", "metric", "selection", "delta", "sd", "ci95", "n", "p_value"}
+        keys = {"baseline", "enhanced", "metric", "selection", "delta", "sd", "ci95", "n", "p_value"}
+        keys |= {"sign_flip_p", "sign_flip_note", "bootstrap95"}
+        assert set(entry) == keys | (
+            {"test_set"} if (entry["selection"], entry["metric"]) == ("best", "top1") else set()
+        )
         assert (entry["baseline"], entry["enhanced"], entry["n"]) == ("kd", "kd+tmkd", 2)
         runs = [[run[entry["selection"]][entry["metric"]] for run in arm["seeds"]] for arm in results["arms"]]
         assert entry["delta"] == pytest.approx(np.mean(np.subtract(runs[1], runs[0])), abs=1e-5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -104,3 +105,17 @@ def test_unusable_pairs(baseline, enhanced, message):
 def test_mean_and_sd():
     assert mean_and_sd([2.0]) == (2.0, None)
     assert mean_and_sd(BASELINE) == pytest.approx((statistics.mean(BASELINE), statistics.stdev(BASELINE)))
+
+
+@pytest.mark.parametrize("n", [3, 5, 8])
+def test_the_interval_covers_the_true_difference_in_95_percent_of_comparisons(n):
+    draw = np.random.default_rng(n)
+    true_difference, covered, comparisons = 0.4, 0, 2000
+    for _ in range(comparisons):
+        shared = draw.normal(90, 2, n)  # of the seed, in both arms
+        compared = compare_pairs(
+            list(shared + draw.normal(0, 0.5, n)), list(shared + true_difference + draw.normal(0, 0.9, n))
+        )
+        low, high = compared.ci95
+        covered += low <= true_difference <= high
+    assert 0.93 <= covered / comparisons <= 0.97

@@ -45,14 +45,15 @@ def printed(given, timing=None) -> str:
 
 
 def test_a_gain_is_called_only_if_the_interval_shows_it():
-    (line,) = verdict_lines(results([90, 91, 92], [91, 92, 93.2]))
+    line, beside = verdict_lines(results([90, 91, 92], [91, 92, 93.2]))
     assert line.startswith("KD + TMKD is better than KD: +1.07 points, 95 % interval [+0.78, +1.35], n = 3")
-    (line,) = verdict_lines(results([91, 92, 93.2], [90, 91, 92]))
+    assert beside.startswith("  sign-flip p = 0.25 (")
+    line, beside = verdict_lines(results([91, 92, 93.2], [90, 91, 92]))
     assert line.startswith("KD + TMKD is worse than KD")
-    (line,) = verdict_lines(results([90, 91, 92], [91, 92, 99]))
+    line, beside = verdict_lines(results([90, 91, 92], [91, 92, 99]))
     assert "not resolved with n = 3" in line
     assert "better" not in line
-    (line,) = verdict_lines(results([90], [99]))
+    line, beside = verdict_lines(results([90], [99]))
     assert "not resolved with n = 1" in line
     assert "better" not in line
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from tmkd_plugin.bench.arms import ArmSpec
+from tmkd_plugin.bench.evidence import evidence_of_test_set, seed_evidence
 from tmkd_plugin.bench.statistics import compare_pairs
 from tmkd_plugin.training.trainer import EpochScores
 
@@ -37,7 +39,12 @@ Cells = Mapping[ArmSpec, Sequence[Cell]]
 
 
 def results_of(
-    cells: Cells, pairs: Sequence[tuple[ArmSpec, ArmSpec]], *, config: Mapping[str, Any], **described: Any
+    cells: Cells,
+    pairs: Sequence[tuple[ArmSpec, ArmSpec]],
+    *,
+    config: Mapping[str, Any],
+    predictions: Callable[[ArmSpec, int], Path] | None = None,
+    **described: Any,
 ) -> dict[str, Any]:
     """Puts the results of a comparison together; equal runs give equal data.
 
@@ -45,6 +52,8 @@ def results_of(
         cells: The runs of every arm.
         pairs: The arms to compare, as (baseline, enhanced).
         config: The resolved configuration, each value with its source.
+        predictions: The file with what the best weights of an arm and a seed say of the test split; ``None`` leaves the error
+            of the test set out.
         **described: What else there is to say, such as ``teacher`` and ``dataset``.
     """
     return {
@@ -52,7 +61,7 @@ def results_of(
         "config": dict(config),
         **described,
         "arms": [_arm_entry(arm, runs) for arm, runs in cells.items()],
-        "comparisons": [entry for pair in pairs for entry in _comparisons(*pair, cells)],
+        "comparisons": [entry for pair in pairs for entry in _comparisons(*pair, cells, predictions)],
     }
 
 
@@ -75,7 +84,9 @@ def _cell_entry(run: Cell) -> dict[str, Any]:
     return {"seed": run.seed, "best": asdict(run.best), "last": asdict(run.last)}
 
 
-def _comparisons(baseline: ArmSpec, enhanced: ArmSpec, cells: Cells) -> list[dict[str, Any]]:
+def _comparisons(
+    baseline: ArmSpec, enhanced: ArmSpec, cells: Cells, predictions: Callable[[ArmSpec, int], Path] | None
+) -> list[dict[str, Any]]:
     """Compares two arms on the seeds that both have finished; none if there is no such seed."""
     before = {run.seed: run for run in cells[baseline] if run.best is not None}
     after = {run.seed: run for run in cells[enhanced] if run.best is not None}
@@ -83,10 +94,12 @@ def _comparisons(baseline: ArmSpec, enhanced: ArmSpec, cells: Cells) -> list[dic
     entries = []
     for selection in SELECTIONS if seeds else ():
         for metric in METRICS:
-            compared = compare_pairs(
-                [getattr(getattr(before[seed], selection), metric) for seed in seeds],
-                [getattr(getattr(after[seed], selection), metric) for seed in seeds],
-            )
+            values = [[getattr(getattr(runs[seed], selection), metric) for seed in seeds] for runs in (before, after)]
+            compared = compare_pairs(*values)
+            evidence = seed_evidence([new - old for old, new in zip(*values, strict=True)])
+            if predictions is not None and (selection, metric) == ("best", "top1"):
+                files = [[predictions(arm, seed) for seed in seeds] for arm in (baseline, enhanced)]
+                evidence["test_set"] = evidence_of_test_set(*files)
             entries.append(
                 {
                     "baseline": baseline.name,
@@ -98,6 +111,7 @@ def _comparisons(baseline: ArmSpec, enhanced: ArmSpec, cells: Cells) -> list[dic
                     "ci95": None if compared.ci95 is None else [round(bound, DECIMALS) for bound in compared.ci95],
                     "n": compared.n,
                     "p_value": None if compared.p_value is None else float(f"{compared.p_value:.6g}"),
+                    **evidence,
                 }
             )
     return entries

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from tmkd_plugin.bench.evidence import evidence_sentence
 from tmkd_plugin.bench.statistics import PairedComparison, mean_and_sd, verdict
 
 if TYPE_CHECKING:
@@ -128,11 +129,14 @@ def teacher_lines(results: Mapping[str, Any]) -> list[str]:
 def verdict_lines(results: Mapping[str, Any]) -> list[str]:
     """Says in one sentence for each pair of arms what the interval of the test top-1 shows, and no more than that."""
     titles = {arm["name"]: arm["title"] for arm in results["arms"]}
-    return [
-        _sentence(titles[entry["enhanced"]], titles[entry["baseline"]], entry)
-        for entry in results["comparisons"]
-        if entry["metric"] == "top1" and entry["selection"] == "best"
-    ]
+    lines = []
+    for entry in results["comparisons"]:
+        if entry["metric"] == "top1" and entry["selection"] == "best":
+            lines.append(_sentence(titles[entry["enhanced"]], titles[entry["baseline"]], entry))
+            beside = evidence_sentence(entry)
+            if beside is not None:
+                lines.append(f"  {beside}")
+    return lines
 
 
 def _sentence(enhanced: str, baseline: str, entry: Mapping[str, Any]) -> str:
