@@ -17,6 +17,14 @@ BENCH_OPTIONS = --baseline '$(BASELINE)' --dataset '$(DATASET)' --enhancer '$(EN
 	$(call option,SEEDS,seeds) $(call option,TEXT,text) $(call option,PRESET,preset) $(call option,OUT,out) \
 	$(if $(filter-out 0,$(CONTROLS)),--controls) $(ARGS)
 
+TABLE ?= 2
+SCALE ?= smoke
+TABLE_OPTIONS = --scale '$(SCALE)' $(call option,PAIRS,pairs) $(call option,DATASETS,datasets) \
+	$(call option,BASELINES,baselines) $(call option,SEEDS,seeds) $(call option,TEXT,text) \
+	$(call option,DATA_DIR,data-dir) $(call option,DEVICE,device) $(call option,THREADS,threads) \
+	$(call option,OUT,out) $(call option,FORMAT,format) $(if $(filter-out 0,$(CONTROLS)),--controls) \
+	$(if $(filter-out 0,$(DRY_RUN)),--dry-run) $(ARGS)
+
 .PHONY: help bench table regress teachers teacher verify-teachers text-cache test fuzz lint format install clean
 
 help:
@@ -36,8 +44,7 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST_ARGS)
 
 table: $(INSTALLED)
-	@$(BIN)/tmkd table '$(or $(TABLE),2)' --scale '$(or $(SCALE),smoke)' $(call option,DATA_DIR,data-dir) \
-		$(call option,SEEDS,seeds) $(call option,TEXT,text) $(call option,OUT,out) $(ARGS)
+	@$(BIN)/tmkd table '$(TABLE)' $(TABLE_OPTIONS)
 
 regress: $(INSTALLED)
 	@$(BIN)/tmkd regress $(call option,REFERENCE,reference) $(call option,MARGIN,margin) $(call option,SEEDS,seeds) \

@@ -211,7 +211,8 @@ def _try_every_arm(preparation: Preparation) -> None:
     text = preparation.text
     if preparation.needs_small_clip:
         # Only its shape counts in a trial step; the small CLIP itself is not trained before everything else has been checked.
-        text = TextEmbeddings(torch.ones(len(VIEW_NAMES), dataset.num_classes, 1), "per view", SMALL_CLIP)
+        shape = (len(VIEW_NAMES), dataset.num_classes, 1)
+        text = TextEmbeddings(torch.ones(shape), "per view", SMALL_CLIP, views=VIEW_NAMES)
     batch = next(iter(evaluation_batches(dataset.train, dataset.mean, dataset.std, batch_size=TRIAL_IMAGES)))
     seed = experiment.seeds[0]
     for arm in preparation.plan.arms:
