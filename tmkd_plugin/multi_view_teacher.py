@@ -149,7 +149,10 @@ class MultiViewTeacher:
         fused = fuse_nests(per_view.returned, weights, self.rgb)
         if self.logit_source == "fused":
             return fused
-        logits = leaves(fused)[self.reader.logits_index()]
+        # Where the logits are depends on how the teacher was called, such as with is_feat=True.
+        given, own = leaves(per_view.returned[self.rgb]), per_view.outputs[self.rgb].logits
+        place = next((index for index, leaf in enumerate(given) if leaf is own), self.reader.logits_index())
+        logits = leaves(fused)[place]
         rgb_logits = per_view.outputs[self.rgb].logits
         return map_leaves(lambda leaf: rgb_logits if leaf is logits else leaf, fused)
 
