@@ -1,4 +1,4 @@
-"""TeKAP: teacher knowledge augmentation by perturbation, logit level (github.com/mdimtiazh/TeKAP)."""
+"""TeKAP: teacher knowledge augmentation by perturbation, of logits and of features (github.com/mdimtiazh/TeKAP)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from tmkd_plugin.baselines.checks import check_weights
+from tmkd_plugin.baselines.checks import check_weights, present
+from tmkd_plugin.baselines.tekap_features import ContrastSettings, TeKAPFeatures
+from tmkd_plugin.contrastive import classes_of
 from tmkd_plugin.distiller import Distiller, cross_entropy, total
 from tmkd_plugin.errors import InputError, unknown_name
 from tmkd_plugin.losses import at_least_float32, kd_loss
@@ -17,6 +19,7 @@ from tmkd_plugin.settings import Setting, check_number
 REDUCTIONS = ("sum", "mean")
 _PURPOSE = "tekap noise"
 _SOURCE = "official code (TeKAP distiller_zoo/Ours_TeKAP_L.py)"
+_CRD = "official code (TeKAP train_student.py, as CRD)"
 
 
 def tekap_loss(
@@ -76,6 +79,9 @@ def tekap_loss(
 class TeKAP(Distiller):
     """``ce_weight · CE + tekap_weight · tekap_loss``; terms ``"cross_entropy"`` and ``"tekap"``.
 
+    With a ``feature_weight`` there is a third term, ``"tekap_features"``: the feature level on CRD. The official TeKAP-F has
+    the weights ce 1, tekap 0, feature 0.8, its TeKAP-F+L has ce 1, tekap 1, feature 0.8.
+
     The noise of a training step is a function of the seed and the number of steps before it, which ``state_dict`` has.
 
     Args:
@@ -89,7 +95,14 @@ class TeKAP(Distiller):
         noise_mix: Share of the noise.
         augmented_weight: Weight of an augmented teacher.
         reduce: Sum or mean over the augmented teachers.
-        seed: Seed of the noise.
+        feature_weight: Weight of the feature level; 0 leaves it out.
+        projection_width: Of the feature level's contrast, as all that follow but the seed.
+        negatives: Number K of negatives.
+        contrast_temperature: tau.
+        memory_momentum: Of the bank.
+        bank_limit: The most training samples for which the exact bank is kept.
+        queue_size: Entries of the queue that stands in for it.
+        seed: Seed of the noise, and of the feature level's projections and negatives.
     """
 
     has_logit_kl: ClassVar[bool] = True
@@ -105,6 +118,17 @@ class TeKAP(Distiller):
             0.8, _SOURCE, "weight of each augmented teacher (of their mean with reduce='mean')"
         ),
         "reduce": Setting("sum", _SOURCE, "'sum' or 'mean' over the augmented teachers"),
+        "feature_weight": Setting(
+            0.0, "ours; the official code's TeKAP-F has 0.8", "weight of the feature level, >= 0"
+        ),
+        "projection_width": Setting(128, _CRD, "width of the feature level's contrast, at least 1"),
+        "negatives": Setting(16384, _CRD, "number of negatives of the feature level's contrast, at least 1"),
+        "contrast_temperature": Setting(0.07, _CRD, "temperature of the feature level's contrast, > 0"),
+        "memory_momentum": Setting(0.5, _CRD, "share of the old entry when the memory bank is updated, 0 to 1"),
+        "bank_limit": Setting(
+            65536, "ours", "most training samples with the exact memory bank; with more it is a queue"
+        ),
+        "queue_size": Setting(4096, "ours", "entries of the queue that stands in for the memory bank, at least 2"),
         "seed": Setting(0, "ours", "seed of the noise"),
     }
 
@@ -123,10 +147,25 @@ class TeKAP(Distiller):
         noise_mix: float = 0.1,
         augmented_weight: float = 0.8,
         reduce: str = "sum",
+        feature_weight: float = 0.0,
+        projection_width: int = 128,
+        negatives: int = 16384,
+        contrast_temperature: float = 0.07,
+        memory_momentum: float = 0.5,
+        bank_limit: int = 65536,
+        queue_size: int = 4096,
         seed: int = 0,
     ) -> None:
         check_number("temperature", temperature, above=0)
-        check_weights(ce_weight=ce_weight, tekap_weight=tekap_weight, augmented_weight=augmented_weight)
+        check_weights(
+            ce_weight=ce_weight,
+            tekap_weight=tekap_weight,
+            augmented_weight=augmented_weight,
+            feature_weight=feature_weight,
+        )
+        contrast = ContrastSettings(
+            projection_width, negatives, contrast_temperature, memory_momentum, bank_limit, queue_size
+        )
         check_number("seed", seed, whole=True)
         _check(n_augmented, noise_mix, reduce)
         super().__init__(student, teacher, input_size=input_size)
@@ -137,11 +176,22 @@ class TeKAP(Distiller):
         self.noise_mix = noise_mix
         self.augmented_weight = augmented_weight
         self.reduce = reduce
+        self.feature_weight = feature_weight
+        self.features: TeKAPFeatures | None = None
+        if feature_weight:
+            widths = self.student_reader.pooled_width, self.teacher_reader.pooled_width
+            self.features = TeKAPFeatures(*widths, contrast, noise_mix=noise_mix, seed=seed)
         self.seed = seed
         self.step = 0
 
-    def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """See :meth:`Distiller.forward`; a call in training mode counts as a step."""
+    def forward(self, images: Tensor, labels: Tensor, ids: Tensor | None = None) -> dict[str, Tensor]:
+        """See :meth:`Distiller.forward`; a call in training mode counts as a step.
+
+        Args:
+            images: (B, 3, H, W), normalised as the networks expect them.
+            labels: (B,) integers or (B, K) probabilities.
+            ids: (B,) int64, which training samples these are; needed by the feature level once it knows the samples.
+        """
         student = self.read_student(images)
         teacher = self.read_teacher(images)
         distillation = tekap_loss(
@@ -154,12 +204,17 @@ class TeKAP(Distiller):
             generator=generator_for(self.seed, _PURPOSE, self.step),
             reduce=self.reduce,
         )
-        if self.training:
-            self.step += 1
         terms = {
             "cross_entropy": self.ce_weight * cross_entropy(student.logits, labels),
             "tekap": self.tekap_weight * distillation,
         }
+        if self.features is not None:
+            of_student = present(student.pooled_features, "the student's pooled features")
+            of_teacher = present(teacher.pooled_features, "the teacher's pooled features")
+            batch, noise = self.features.draw(classes_of(labels), ids, of_teacher, self.seed, self.step)
+            terms["tekap_features"] = self.feature_weight * self.features(of_student, of_teacher, batch, noise)
+        if self.training:
+            self.step += 1
         return total(student.logits, terms)
 
     def get_extra_state(self) -> Tensor:

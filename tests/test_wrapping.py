@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from tmkd_plugin import TMKDEnhancer
 from tmkd_plugin.errors import InputError, TmkdNotice
 from tmkd_plugin.nested import leaves
+from tmkd_plugin.randomness import forked_random_state
 
 NAMES = ["heron", "tern", "wren", "jay"]
 TEXT = F.normalize(torch.randn(3, 4, 10, generator=torch.Generator().manual_seed(5)), dim=2)
@@ -554,3 +556,46 @@ def test_numbers_among_the_terms_and_predictions_in_eval_mode() -> None:
 def test_crops_in_a_list_are_refused() -> None:
     with pytest.raises(InputError, match="images are a list"):
         wrap(OurDict())([images(), images()], LABELS)
+
+
+def test_logit_source_rgb_holds_for_a_teacher_that_is_called_for_its_features() -> None:
+    """Where the logits stand in the answer depends on the call, not on the probe's."""
+
+    class Featured(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, width, 3), nn.Linear(width, 4)
+
+        def forward(self, images: Tensor, is_feat: bool = False) -> Any:
+            feature_map = self.conv(images).relu()
+            pooled = feature_map.mean((2, 3))
+            logits = self.fc(pooled)
+            return ([feature_map, pooled], logits) if is_feat else logits
+
+    seen: list[Any] = []
+    with forked_random_state(0, "featured"):
+        student, teacher = Featured(5), Featured(6)
+
+    def distiller(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        logits = student(images)
+        seen.append(teacher(images, is_feat=True))
+        return {"loss": (logits - seen[-1][1].detach()).square().mean(), "output": logits}
+
+    text = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0))
+    enhancer = TMKDEnhancer(
+        distiller,
+        list("abcd"),
+        student=student,
+        teacher=teacher,
+        text=text,
+        logit_source="rgb",
+        logit_weight=0,
+        input_size=16,
+    )
+    images = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    enhancer(images, torch.arange(6) % 4)
+    (feature_map, pooled), logits = seen[0]
+    own = teacher(images, is_feat=True)
+    assert torch.equal(logits, own[1])
+    assert feature_map.shape == own[0][0].shape
+    assert not torch.equal(pooled, own[0][1])

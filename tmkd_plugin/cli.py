@@ -23,7 +23,19 @@ from tmkd_plugin.version import __version__
 
 DONE, RUN_FAILED, INTERRUPTED = 0, 3, 130
 
-COMMANDS = ("bench", "teachers", "text_cache", "runs", "list_names")
+COMMANDS = (
+    "bench",
+    "table",
+    "views",
+    "figures",
+    "report",
+    "regress",
+    "power",
+    "teachers",
+    "text_cache",
+    "runs",
+    "list_names",
+)
 """Modules of ``tmkd_plugin.commands``, in the order of the help."""
 
 

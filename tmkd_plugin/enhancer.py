@@ -101,7 +101,9 @@ class TMKDEnhancer(TeacherFreeState):
         self.multi_view = MultiViewTeacher(teacher_reader, views, mean, std, of_views, tmkd.logit_source)
         if not isinstance(text, TextEmbeddings):
             # The contrast draws towards the plain prompt even where the teacher is not shown the plain image.
-            prompts = self.multi_view.views if isinstance(text, Tensor) else dict.fromkeys(["rgb", *self.multi_view.views])
+            prompts = (
+                self.multi_view.views if isinstance(text, Tensor) else dict.fromkeys(["rgb", *self.multi_view.views])
+            )
             text = text_embeddings(self.class_names, text, views=tuple(prompts))
         self.text_source, self.text_views = text.source, text.text_views
         self.heads = self._build_heads(tmkd, text)

@@ -7,7 +7,7 @@ from its own call of the network or from calls that somebody else makes.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,11 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from tmkd_plugin.errors import InputError
-from tmkd_plugin.nested import leaves
+from tmkd_plugin.nested import leaves, map_leaves
 from tmkd_plugin.probe import OutputPlan, plan_outputs
 
 SUBSTITUTE = "_tmkd_substitute"
 """Instance attribute of a network under which a :class:`Substitute` stands while it is intercepted."""
+
+LISTENERS = "_tmkd_listeners"
+"""Instance attribute of a network: those that record what it says now. Who runs it on a part of the images makes it whole."""
 
 
 class Substitute(Protocol):
@@ -72,6 +75,16 @@ class _Recorder:
             self.logits = output
             self.feature_map = self.passing_map
             self.complete = True
+
+    def heard(self) -> dict[str, Any]:
+        """Returns what has been recorded so far."""
+        return {name: getattr(self, name) for name in ("passing_map", "pooled", "logits", "feature_map", "returned")}
+
+    def rewrite(self, before: Mapping[str, Any], change: Callable[[Tensor], Tensor]) -> None:
+        """Applies ``change`` to every tensor that was recorded since ``before``, which :meth:`heard` returned."""
+        for name, value in self.heard().items():
+            if value is not before[name]:
+                setattr(self, name, map_leaves(change, value))
 
     def on_map_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.active:
@@ -138,9 +151,14 @@ class OutputReader:
         recorder.clear()
         recorder.active = True
         handles = self._attach()
+        listeners = self.model.__dict__.setdefault(LISTENERS, [])
+        listeners.append(recorder)
         try:
             yield
         finally:
+            listeners.remove(recorder)
+            if not listeners:
+                del self.model.__dict__[LISTENERS]
             recorder.active = False
             for handle in handles:
                 handle.remove()

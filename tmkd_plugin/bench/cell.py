@@ -14,10 +14,13 @@ from torch import nn
 from tmkd_plugin.bench.arms import ArmSpec
 from tmkd_plugin.bench.preparation import Preparation
 from tmkd_plugin.bench.results import Cell
-from tmkd_plugin.bench.run_record import read_record, write_record
+from tmkd_plugin.bench.run_record import ACCELERATION, read_record, write_record
+from tmkd_plugin.config import Experiment
 from tmkd_plugin.errors import InputError, RunError, is_storage_error
 from tmkd_plugin.text_teacher import TextEmbeddings
+from tmkd_plugin.training.acceleration import Acceleration
 from tmkd_plugin.training.checkpoint import Checkpoints
+from tmkd_plugin.training.distributed import Processes
 from tmkd_plugin.training.files import remove_temporary_files, write_bytes
 from tmkd_plugin.training.progress import Progress
 from tmkd_plugin.training.trainer import train_distiller
@@ -77,6 +80,7 @@ def train_cell(
     say: Callable[[str], None],
     checkpoint_seconds: float,
     tensorboard: bool = False,
+    processes: Processes | None = None,
 ) -> tuple[Cell, float | None]:
     """Makes a run, going on from its checkpoint if there is one; a failure is the cell's error and raises nothing.
 
@@ -89,10 +93,15 @@ def train_cell(
         say: Called with each line for the user.
         checkpoint_seconds: The least time between two checkpoints.
         tensorboard: Whether to write TensorBoard events.
+        processes: Those that make the run together, all of which call this; the first one writes. ``None`` for this alone.
 
     Returns:
         The run and the seconds that it took, ``None`` if it failed.
+
+    Raises:
+        RunError: The run failed in this process, but not in all.
     """
+    writes = processes is None or processes.is_main
     folder, configuration = job.folder, preparation.configuration
     checkpoints = Checkpoints(folder, job.identity, every_seconds=checkpoint_seconds, say=say)
     try:
@@ -103,21 +112,34 @@ def train_cell(
             seed=job.seed,
             folder=folder,
             progress=progress,
-            device=configuration.experiment.device,
+            device=configuration.experiment.device
+            if processes is None
+            else processes.device(configuration.experiment.device),
             name=job.arm.title,
             checkpoints=checkpoints,
             tensorboard=tensorboard,
+            acceleration=acceleration_of(configuration.experiment),
+            processes=processes,
         )
     except Exception as error:  # the other runs go on, whatever a user's distiller raises
         if is_storage_error(error):  # where nothing can be written, no other run could go on
             raise
         described = str(error) if isinstance(error, (RunError, InputError)) else f"{type(error).__name__}: {error}"
+        if processes is not None:
+            processes.fail_together(described)
         say(f"{job.title} failed: {described}")
         logger.debug("%s failed", job.title, exc_info=True)
-        write_bytes(folder / ERROR_FILE, traceback.format_exc().encode())
+        if writes:
+            write_bytes(folder / ERROR_FILE, traceback.format_exc().encode())
         return Cell(job.seed, error=described), None
     cell = Cell(job.seed, result.best, result.last)
-    (folder / ERROR_FILE).unlink(missing_ok=True)
-    write_record(folder, job.identity, cell)
-    checkpoints.clear()
+    if writes:
+        (folder / ERROR_FILE).unlink(missing_ok=True)
+        write_record(folder, job.identity, cell)
+        checkpoints.clear()
     return cell, result.seconds
+
+
+def acceleration_of(experiment: Experiment) -> Acceleration:
+    """Returns how the batches of an experiment are computed."""
+    return Acceleration(**{name: getattr(experiment, name) for name in ACCELERATION})

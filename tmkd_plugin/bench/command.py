@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import platform
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tmkd_plugin.bench.cell import acceleration_of
 from tmkd_plugin.bench.comparison import Comparison, Seconds
 from tmkd_plugin.bench.configuration import Configuration, configure
 from tmkd_plugin.bench.lock import folder_lock
@@ -21,8 +23,10 @@ from tmkd_plugin.bench.preparation import Preparation, describe_dataset, prepare
 from tmkd_plugin.bench.ray_engine import RayOptions, check_ray_options
 from tmkd_plugin.bench.results import any_failed
 from tmkd_plugin.bench.table import print_outcome
+from tmkd_plugin.errors import InputError
 from tmkd_plugin.text_cache import default_cache_dir
 from tmkd_plugin.training.checkpoint import CHECKPOINT_SECONDS
+from tmkd_plugin.training.distributed import Processes, process_count
 from tmkd_plugin.training.epoch_log import check_tensorboard
 from tmkd_plugin.training.progress import training_progress
 
@@ -48,6 +52,7 @@ class BenchOptions:
         checkpoint_seconds: The least time between two checkpoints of a run.
         tensorboard: Whether runs write TensorBoard events.
         ray: Makes the runs as Ray tasks; ``None`` makes them here.
+        processes: Those that ``torchrun`` has started, of which the first one writes and speaks; ``None`` for this one alone.
     """
 
     flags: Mapping[str, Any]
@@ -60,6 +65,12 @@ class BenchOptions:
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     tensorboard: bool = False
     ray: RayOptions | None = None
+    processes: Processes | None = None
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this process writes files and shows what it does."""
+        return self.processes is None or self.processes.is_main
 
 
 def bench(options: BenchOptions) -> int:
@@ -72,13 +83,14 @@ def bench(options: BenchOptions) -> int:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     console = _console()
-    say = _silent if options.quiet else _printer(console)
+    say = _silent if options.quiet or not options.speaks else _printer(console)
     configuration = configure(options.flags, options.assignments, options.preset)
     out = options.out or default_folder(
         configuration.experiment.dataset, configuration.baselines, configuration.enhancers
     )
     outcome = _compare(configuration, out, None, options, say)
-    print_outcome(console, outcome.results, outcome.timing)
+    if options.speaks:
+        print_outcome(console, outcome.results, outcome.timing)
     say(f"Results: {out / RESULTS}; {outcome.timing.get('seconds', 0):.0f} seconds in all.")
     return FAILED if any_failed(outcome.results) else DONE
 
@@ -123,29 +135,57 @@ def _compare(
     configuration: Configuration, out: Path, runs: Path | None, options: BenchOptions, say: Callable[[str], None]
 ) -> _Outcome:
     started, start = _now(), time.perf_counter()
-    cache_dir = default_cache_dir()
+    cache_dir, processes = default_cache_dir(), options.processes
     if options.tensorboard:
         check_tensorboard()
     if options.ray is not None:
         check_ray_options(options.ray, configuration.experiment.device)
-    preparation = prepare(configuration, cache_dir, say)
+        if processes is not None:
+            raise InputError("--engine ray starts its own workers: give it without torchrun.")
+    with contextlib.nullcontext() if processes is None else processes.main_first():
+        preparation = prepare(configuration, cache_dir, say)
+    acceleration_of(configuration.experiment).check(configuration.experiment.device)
     identity = {"config": configuration.resolved.described, "dataset": describe_dataset(preparation.dataset)}
-    check_writable(out)
-    with folder_lock(out):
-        output = OutputFolder(out, identity, overwrite=options.overwrite, runs=runs)
-        if output.finished is not None:
+    if options.speaks:
+        check_writable(out)
+    with folder_lock(out) if options.speaks else contextlib.nullcontext():
+        output = (
+            OutputFolder(out, identity, overwrite=options.overwrite, runs=runs)
+            if options.speaks
+            else _WrittenElsewhere(out, runs)
+        )
+        finished = output.finished if processes is None else processes.from_main(output.finished)
+        if finished is not None:
             say(f"{out} holds the results of this very comparison; --overwrite runs it again.")
-            return _Outcome(*output.finished)
+            return _Outcome(*finished)
         for line in _plan_lines(configuration, preparation, out):
             say(line)
-        progress = training_progress("silent" if options.quiet else "auto")
+        progress = training_progress("silent" if options.quiet or not options.speaks else "auto")
         comparison = Comparison(
-            preparation, output, cache_dir, progress, say, options.checkpoint_seconds, options.tensorboard, options.ray
+            preparation,
+            output,
+            cache_dir,
+            progress,
+            say,
+            options.checkpoint_seconds,
+            options.tensorboard,
+            options.ray,
+            processes,
         )
         results = comparison.run()
         timing = _timing(comparison.seconds, started, time.perf_counter() - start)
         output.write(results, timing)
         return _Outcome(results, timing)
+
+
+class _WrittenElsewhere(OutputFolder):
+    """The folder of the results as the processes see it that don't write."""
+
+    def __init__(self, path: Path, runs: Path | None) -> None:
+        self.path, self.runs, self.finished = path, runs or path, None
+
+    def write(self, results: Mapping[str, Any], timing: Mapping[str, Any]) -> None:
+        """Writes nothing."""
 
 
 def _plan_lines(configuration: Configuration, preparation: Preparation, out: Path) -> list[str]:
@@ -176,6 +216,7 @@ def _timing(seconds: Seconds, started: str, total: float) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
+        "processes": process_count(),
     }
 
 

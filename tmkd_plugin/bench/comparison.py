@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
@@ -18,7 +19,9 @@ from tmkd_plugin.bench.results import Cell, results_of
 from tmkd_plugin.bench.run_record import identity_of
 from tmkd_plugin.text_teacher import TextEmbeddings, text_embeddings
 from tmkd_plugin.training.checkpoint import CHECKPOINT_SECONDS
+from tmkd_plugin.training.distributed import Processes
 from tmkd_plugin.training.progress import Progress
+from tmkd_plugin.training.run_folder import PREDICTIONS
 from tmkd_plugin.training.small_clip import train_small_clip, zero_shot_accuracy
 from tmkd_plugin.training.small_clip_images import images_of
 from tmkd_plugin.training.teacher_store import loading_of
@@ -51,6 +54,7 @@ class Comparison:
         checkpoint_seconds: The least time between two checkpoints of a run.
         tensorboard: Whether runs write TensorBoard events.
         ray: Makes the runs as Ray tasks; ``None`` makes them here, one after another.
+        processes: Those that make each run together, all of which run the comparison; ``None`` for this one alone.
     """
 
     preparation: Preparation
@@ -61,6 +65,7 @@ class Comparison:
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     tensorboard: bool = False
     ray: RayOptions | None = None
+    processes: Processes | None = None
     seconds: Seconds = field(default_factory=Seconds)
 
     def run(self) -> dict[str, Any]:
@@ -70,12 +75,10 @@ class Comparison:
             RunError: The small CLIP or a teacher could not be trained.
         """
         preparation = self.preparation
-        text, zero_shot = self._text()
-        controls = {arm.control for arm in preparation.plan.arms}
-        teachers: dict[str | None, TrainedTeacher] = {}
-        teachers[None] = self._teacher(preparation.configuration.experiment.teacher_views)
-        if "rgb_teacher" in controls:
-            teachers["rgb_teacher"] = self._teacher("rgb")
+        # What the first process trains or downloads here, the others find.
+        with contextlib.nullcontext() if self.processes is None else self.processes.main_first():
+            text, zero_shot = self._text()
+            teachers = self._teachers()
         cells: dict[ArmSpec, list[Cell]] = {arm: [] for arm in preparation.plan.arms}
         # Seed by seed, so that what an interrupted comparison leaves is complete pairs.
         jobs = [
@@ -87,15 +90,29 @@ class Comparison:
         made = self._on_ray(jobs, text, self.ray) if self.ray is not None else {}
         for job, teacher in jobs:
             cells[job.arm].append(made.get((job.arm, job.seed)) or self._cell(job, teacher, text))
-        return results_of(
+        if self.processes is not None and not self.processes.is_main:
+            # The first process knows when the files are there that the results are read from.
+            found: dict[str, Any] = self.processes.from_main(None)
+            return found
+        results = results_of(
             cells,
             preparation.plan.pairs,
             config=preparation.configuration.resolved.described,
+            predictions=lambda arm, seed: self.output.cell(arm, seed) / PREDICTIONS,
             dataset=describe_dataset(preparation.dataset),
             teachers=[self._describe_teacher(role, teacher) for role, teacher in teachers.items()],
             text=None if text is None else _describe_text(text, zero_shot),
             notices=preparation.plan.notices,
         )
+        return results if self.processes is None else self.processes.from_main(results)
+
+    def _teachers(self) -> dict[str | None, TrainedTeacher]:
+        """Returns the teacher of all arms, and of the control that has its own."""
+        teachers: dict[str | None, TrainedTeacher] = {}
+        teachers[None] = self._teacher(self.preparation.configuration.experiment.teacher_views)
+        if any(arm.control == "rgb_teacher" for arm in self.preparation.plan.arms):
+            teachers["rgb_teacher"] = self._teacher("rgb")
+        return teachers
 
     def _text(self) -> tuple[TextEmbeddings | None, float | None]:
         """Returns the text embeddings and, for the small CLIP, its zero-shot accuracy on the test split in percent."""
@@ -145,7 +162,7 @@ class Comparison:
             cache_dir=self.cache_dir / "teachers",
             checkpoint=experiment.teacher_checkpoint,
             progress=self.progress,
-            device=experiment.device,
+            device=experiment.device if self.processes is None else self.processes.device(experiment.device),
             view_settings=self._view_settings(),
             pretrained=experiment.teacher_pretrained,
             loading=loading_of(experiment),
@@ -205,7 +222,10 @@ class Comparison:
 
     def _cell(self, job: Job, teacher: TrainedTeacher, text: TextEmbeddings | None) -> Cell:
         """Returns a run: the one that is there, or the rest of one that was stopped, or a new one."""
-        there = finished_cell(job, self.say)
+        processes = self.processes
+        there = finished_cell(job, self.say) if processes is None or processes.is_main else None
+        if processes is not None:
+            there = processes.from_main(there)
         if there is not None:
             return there
         cell, seconds = train_cell(
@@ -217,6 +237,7 @@ class Comparison:
             say=self.say,
             checkpoint_seconds=self.checkpoint_seconds,
             tensorboard=self.tensorboard,
+            processes=processes,
         )
         self._note_seconds(job, seconds)
         return cell

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ examples:
       other values than the preset's; `tmkd list baselines` names the settings
   tmkd bench --baseline my_package.my_module:MyDistiller --set alpha=0.3
       a distiller of your own, called as MyDistiller(student=..., teacher=..., alpha=0.3)
+
+several processes, each on a GPU of its own or all on the CPU:
+  torchrun --nproc-per-node 2 -m tmkd_plugin bench --baseline kd --device cuda
 
 exit codes: 0 done, 2 unusable input, 3 a run failed, 130 interrupted
 """
@@ -91,6 +95,7 @@ def add_parser(commands: Any) -> None:
         metavar="SOURCE",
         help="text teacher: small_clip, MODEL/TAG of open_clip, or a file of embeddings (.npz)",
     )
+    _add_acceleration(bench.add_argument_group("speed and memory").add_argument)
     values = bench.add_argument_group("values and files")
     add = values.add_argument
     add("--preset", metavar="NAME|FILE", help=f"{', '.join(preset_names())}, or a YAML file (default: by the data set)")
@@ -130,6 +135,27 @@ def add_parser(commands: Any) -> None:
     bench.set_defaults(run=run)
 
 
+def _add_acceleration(add: Callable[..., Any]) -> None:
+    add("--device", metavar="DEVICE", help="where to train: cpu, cuda, cuda:1 (default: cpu)")
+    add("--precision", choices=("fp32", "bf16", "fp16"), help="what networks compute with (default: fp32)")
+    add(
+        "--accumulation-steps",
+        metavar="N",
+        type=whole_number,
+        help="take a batch through the networks in N parts, for large batches in little memory (default: 1)",
+    )
+    add("--clip-norm", metavar="NORM", type=float, help="largest L2 norm of a student's gradients (default: no limit)")
+    add(
+        "--compile",
+        metavar="BACKEND",
+        nargs="?",
+        const="inductor",
+        help="compile student and teacher with torch.compile (default backend: inductor)",
+    )
+    add("--channels-last", action="store_true", help="lay networks out NHWC; on GPUs only")
+    add("--sync-batch-norm", action="store_true", help="batch norm statistics over all processes; on GPUs only")
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Runs a comparison and returns the exit code."""
     from tmkd_plugin.config import parse_assignments
@@ -139,6 +165,7 @@ def run(arguments: argparse.Namespace) -> int:
         sys.path.insert(0, os.getcwd())
     assignments = parse_assignments(arguments.set)
     from tmkd_plugin.bench.command import BenchOptions, bench
+    from tmkd_plugin.training.distributed import joined_processes
 
     if arguments.resume and arguments.overwrite:
         raise InputError("--resume and --overwrite exclude each other: go on with the runs there, or replace them.")
@@ -155,21 +182,27 @@ def run(arguments: argparse.Namespace) -> int:
         "enhancer",
         "seeds",
         "text",
+        "device",
+        "precision",
+        "accumulation_steps",
+        "clip_norm",
+        "compile",
     )
     flags = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    if arguments.controls:
-        flags["controls"] = True
-    return bench(
-        BenchOptions(
-            flags=flags,
-            assignments=assignments,
-            preset=arguments.preset,
-            out=arguments.out,
-            overwrite=arguments.overwrite,
-            threads=arguments.threads,
-            quiet=arguments.quiet,
-            checkpoint_seconds=arguments.checkpoint_seconds,
-            tensorboard=arguments.tensorboard,
-            ray=ray_options(arguments),
+    flags |= {name: True for name in ("controls", "channels_last", "sync_batch_norm") if getattr(arguments, name)}
+    with joined_processes() as processes:
+        return bench(
+            BenchOptions(
+                flags=flags,
+                assignments=assignments,
+                preset=arguments.preset,
+                out=arguments.out,
+                overwrite=arguments.overwrite,
+                threads=arguments.threads,
+                quiet=arguments.quiet,
+                checkpoint_seconds=arguments.checkpoint_seconds,
+                tensorboard=arguments.tensorboard,
+                ray=ray_options(arguments),
+                processes=processes,
+            )
         )
-    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import re
 from typing import Any, NoReturn
 
@@ -19,6 +20,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Prints the problem in one line, the nearest known word and where to look, and exits with 2."""
+        if os.environ.get("RANK", "0") != "0":  # of several processes that torchrun has started, the first one speaks
+            self.exit(BAD_INPUT)
         self.exit(BAD_INPUT, f"error: {message}.{self._suggestion(message)} See `{self.prog} --help`.\n")
 
     def _suggestion(self, message: str) -> str:

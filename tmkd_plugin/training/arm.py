@@ -10,12 +10,15 @@ from torch import Tensor, nn
 
 from tmkd_plugin.data.batches import evaluation_batches
 from tmkd_plugin.data.dataset import ImageDataset
-from tmkd_plugin.distiller_return import read_return
 from tmkd_plugin.errors import InputError, NonFiniteLossError, RunError
 from tmkd_plugin.randomness import forked_random_state
+from tmkd_plugin.training.acceleration import Acceleration
+from tmkd_plugin.training.accumulation import accumulate
 from tmkd_plugin.training.checkpoint import Checkpoint
+from tmkd_plugin.training.distributed import Processes
 from tmkd_plugin.training.meter import LossMeter, NonFinite
 from tmkd_plugin.training.metrics import evaluate, evaluating, logits_of
+from tmkd_plugin.training.precision import Precision
 from tmkd_plugin.training.schedule import learning_rate
 from tmkd_plugin.training.settings import TrainingSettings
 
@@ -36,6 +39,9 @@ class Arm:
         seed: What the networks themselves draw (dropout) is a function of it, the epoch and the step.
         steps_per_epoch: Batches in an epoch.
         device: Where to train.
+        acceleration: How a batch is computed; None for everything off.
+        processes: Those that train the arm together, each with the same batches; the networks have to be divided with
+            :func:`~tmkd_plugin.training.sharding.sharded_networks`. None for this process alone.
 
     Attributes:
         student: The network to train, without the wrapper that ``torch.compile`` puts around it.
@@ -55,6 +61,8 @@ class Arm:
         seed: int,
         steps_per_epoch: int,
         device: str | torch.device = "cpu",
+        acceleration: Acceleration | None = None,
+        processes: Processes | None = None,
     ) -> None:
         self.name = name
         self.device = torch.device(device)
@@ -70,9 +78,16 @@ class Arm:
         self.best_student: Weights = {}
         self.best_heads: Weights = {}
         self.seconds = 0.0
+        self.acceleration = acceleration or Acceleration()
+        self.processes = processes
+        self._check_processes = processes is not None
+        self._precision = Precision(self.acceleration.precision, self.device)
         self._meter = LossMeter()
+        self._parameters = _trainable_parameters(distiller)
+        if processes is not None:
+            processes.broadcast(value for value in self._own_state().values() if isinstance(value, Tensor))
         self._optimiser = torch.optim.SGD(
-            _trainable_parameters(distiller),
+            self._parameters,
             lr=settings.learning_rate,
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
@@ -95,6 +110,7 @@ class Arm:
         if self.epoch != epoch:
             self.epoch, self.steps_done = epoch, 0
             self._meter = LossMeter()
+        self._check_processes = self.processes is not None
         self.distiller.train()
         teacher = getattr(self.distiller, "teacher", None)
         if isinstance(teacher, nn.Module):
@@ -109,6 +125,7 @@ class Arm:
 
         Raises:
             NonFiniteLossError: The loss is NaN or infinite; on a CPU no weight has been touched by it.
+            InputError: Several processes train the arm, and its loss differs between them.
         """
         start = time.perf_counter()
         rate = learning_rate(self.settings, self.epoch, self.steps_done, self.steps_per_epoch)
@@ -116,11 +133,20 @@ class Arm:
             group["lr"] = rate
         # Dropout knows only the global generator: fork it, so that it depends on no other arm and on nothing before.
         with forked_random_state(self.seed, "training step", self.epoch, self.steps_done):
-            result = read_return(self.distiller(images, labels))
-            self._stop_if(self._meter.add(result, labels))
             self._optimiser.zero_grad(set_to_none=True)
-            result.loss.backward()  # type: ignore[no-untyped-call]
-        self._optimiser.step()
+            result = accumulate(
+                self.distiller, self._precision, images, labels, parts=self.acceleration.accumulation_steps
+            )
+        self._stop_if(self._meter.add(result, labels))
+        if self.processes is not None:
+            if self._check_processes:
+                self.processes.check_same(self.name, result.loss, self._parameters)
+                self._check_processes = False
+            self.processes.average_gradients(self._parameters)
+        if self.acceleration.clip_norm is not None:
+            self._precision.unscale(self._optimiser)
+            torch.nn.utils.clip_grad_norm_(self._parameters, self.acceleration.clip_norm)
+        self._precision.step(self._optimiser)
         self.steps_done += 1
         self.seconds += time.perf_counter() - start
 
@@ -137,6 +163,9 @@ class Arm:
         """
         start = time.perf_counter()
         self._stop_if(self._meter.flush())
+        if self.processes is not None:
+            # Batch norm's running statistics are each process's own: those that are saved are measured.
+            self.processes.broadcast(self.student.buffers())
         report = getattr(self.distiller, "epoch_report", None)
         # Not from the optimiser, which knows no rate when the epoch's last step was made before a checkpoint.
         rate = learning_rate(self.settings, self.epoch, self.steps_done - 1, self.steps_per_epoch)
@@ -177,6 +206,7 @@ class Arm:
             "seconds": self.seconds,
             "meter": self._meter.state(),
             "extra": {name: value for name, value in own.items() if not isinstance(value, Tensor)},
+            "precision": self._precision.state(),
         }
         return Checkpoint(tensors, state)
 
@@ -210,6 +240,7 @@ class Arm:
         self.epoch, self.steps_done = state["epoch"], state["steps_done"]
         self.history, self.best_epoch, self.seconds = list(state["history"]), state["best_epoch"], state["seconds"]
         self._meter.restore(state["meter"])
+        self._precision.restore(state.get("precision"))
 
     def _own_state(self) -> dict[str, Any]:
         """Returns the distiller's state without the teacher's, which is known by identity under whatever name."""

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from tmkd_plugin.errors import InputError
+from tmkd_plugin.training.distributed import process_count
 from tmkd_plugin.training.files import write_bytes
 
 SCHEMA_VERSION = 1
@@ -149,6 +150,7 @@ def environment() -> dict[str, str]:
         "torch": torch.__version__,
         "machine": f"{platform.system()} {platform.machine()}",
         "threads": str(torch.get_num_threads()),
+        "processes": str(process_count()),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,13 +15,16 @@ from torch import Tensor, nn
 from tmkd_plugin.data.batches import Batch, batch_bounds, training_batches
 from tmkd_plugin.data.dataset import ImageDataset
 from tmkd_plugin.errors import InputError
+from tmkd_plugin.training.acceleration import Acceleration
 from tmkd_plugin.training.arm import Arm
 from tmkd_plugin.training.checkpoint import Checkpoints
+from tmkd_plugin.training.distributed import Processes
 from tmkd_plugin.training.epoch_log import EpochLog
 from tmkd_plugin.training.metrics import evaluate
 from tmkd_plugin.training.progress import Progress, SilentProgress
 from tmkd_plugin.training.run_folder import RunFolder
 from tmkd_plugin.training.settings import TrainingSettings
+from tmkd_plugin.training.sharding import sharded_networks
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,8 @@ def train_distiller(
     name: str = "student",
     checkpoints: Checkpoints | None = None,
     tensorboard: bool = False,
+    acceleration: Acceleration | None = None,
+    processes: Processes | None = None,
 ) -> ArmResult:
     """Trains one distiller; the case of one arm of :func:`train_distillers`.
 
@@ -88,6 +94,9 @@ def train_distiller(
         checkpoints: Where the state of the unfinished run is kept; a checkpoint that is there is gone on from, with the same
             bits in the end. None for no checkpoints.
         tensorboard: Whether to write TensorBoard events beside the log.
+        acceleration: How a batch is computed; None for everything off.
+        processes: Those that train it together, each of which calls this function with the same arguments; the first one
+            writes the files. None for this process alone.
 
     Returns:
         The scores of the best and the last epoch.
@@ -106,6 +115,8 @@ def train_distiller(
         device=device,
         checkpoints=None if checkpoints is None else {name: checkpoints},
         tensorboard=tensorboard,
+        acceleration=acceleration,
+        processes=processes,
     )
     return results[name]
 
@@ -121,6 +132,8 @@ def train_distillers(
     device: str | torch.device = "cpu",
     checkpoints: Mapping[str, Checkpoints] | None = None,
     tensorboard: bool = False,
+    acceleration: Acceleration | None = None,
+    processes: Processes | None = None,
 ) -> dict[str, ArmResult]:
     """Trains several distillers side by side on the same batches; each gives the same bits as alone.
 
@@ -134,24 +147,42 @@ def train_distillers(
         device: ...
         checkpoints: Those of each name.
         tensorboard: ...
+        acceleration: ...
+        processes: ...
 
     Returns:
         The result of each name.
     """
+    acceleration = acceleration or Acceleration()
+    acceleration.check(device)
     train = dataset.train.to(device)
     steps = check_splits(dataset, settings)
-    arms = [
-        Arm(name, distiller, settings, seed=seed, steps_per_epoch=steps, device=device)
-        for name, distiller in distillers.items()
-    ]
+    arms = []
+    for name, distiller in distillers.items():
+        acceleration.apply(distiller.to(device))
+        arms.append(
+            Arm(
+                name,
+                distiller,
+                settings,
+                seed=seed,
+                steps_per_epoch=steps,
+                device=device,
+                acceleration=acceleration,
+                processes=processes,
+            )
+        )
     for arm in arms:
         arm.check(dataset)
-    files = {arm.name: RunFolder(folders[arm.name]) for arm in arms}
-    logs = {arm.name: EpochLog(folders[arm.name], len(train), tensorboard=tensorboard) for arm in arms}
-    for arm in arms:
         found = checkpoints[arm.name].load() if checkpoints else None
         if found is not None:
             arm.restore(found)
+    if processes is not None:
+        processes.barrier()  # all have loaded before the first one writes
+    writes = processes is None or processes.is_main
+    files = {arm.name: RunFolder(folders[arm.name]) for arm in arms if writes}
+    logs = {arm.name: EpochLog(folders[arm.name], len(train), tensorboard=tensorboard) for arm in arms if writes}
+    for arm in arms if writes else []:
         files[arm.name].begin(arm)
         logs[arm.name].begin(arm)
 
@@ -168,17 +199,21 @@ def train_distillers(
 
     def save(arm: Arm, record: dict[str, Any]) -> None:
         # Weights before history: a line in the history means that its weights, if they are the best, are on disk.
+        if not writes:
+            return
         if arm.best_epoch == arm.epoch:
             files[arm.name].save_best(arm.epoch, arm.best_student, arm.best_heads)
         files[arm.name].save_epoch(record)
         logs[arm.name].epoch(arm, record)
 
-    try:
-        batch_seconds = train_arms(arms, batches, dataset, after_epoch=save, progress=progress, checkpoints=checkpoints)
-    finally:
+    kept = checkpoints if writes else None
+    with contextlib.ExitStack() as stack:
         for log in logs.values():
-            log.close()
-    return {arm.name: _finish(arm, dataset, files[arm.name], batch_seconds) for arm in arms}
+            stack.callback(log.close)
+        for arm in arms:
+            stack.enter_context(sharded_networks(arm.distiller, processes))
+        batch_seconds = train_arms(arms, batches, dataset, after_epoch=save, progress=progress, checkpoints=kept)
+        return {arm.name: _finish(arm, dataset, files.get(arm.name), batch_seconds) for arm in arms}
 
 
 def train_arms(
@@ -254,16 +289,18 @@ def check_splits(dataset: ImageDataset, settings: TrainingSettings) -> int:
     return len(batch_bounds(len(dataset.train), settings.batch_size))
 
 
-def _finish(arm: Arm, dataset: ImageDataset, files: RunFolder, batch_seconds: float) -> ArmResult:
+def _finish(arm: Arm, dataset: ImageDataset, files: RunFolder | None, batch_seconds: float) -> ArmResult:
     """Evaluates the last and the best weights on the test split, which nothing has touched before."""
     start = time.perf_counter()
-    files.save_last(arm.epoch, arm.student.state_dict())
+    if files is not None:
+        files.save_last(arm.epoch, arm.student.state_dict())
     last, logits = _test_scores(arm, dataset, arm.epoch)
     best = last
     if arm.best_epoch != arm.epoch:
         arm.restore_best()
         best, logits = _test_scores(arm, dataset, arm.best_epoch)
-    files.save_predictions(dataset.test.ids, dataset.test.labels, logits)
+    if files is not None:
+        files.save_predictions(dataset.test.ids, dataset.test.labels, logits)
     seconds = arm.seconds + batch_seconds + time.perf_counter() - start
     return ArmResult(best=best, last=last, history=arm.history, seconds=seconds)
 

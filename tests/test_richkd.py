@@ -1,0 +1,404 @@
+"""RichKD: equal to the official recording; the fused teacher in a step; CLIP's answers kept on disk."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_networks import FeaturePairNet, TinyConvNet
+from torch import Tensor, nn
+
+from tmkd_plugin import TMKDEnhancer
+from tmkd_plugin.baselines.kd import KD
+from tmkd_plugin.baselines.rkd import RKD
+from tmkd_plugin.baselines.tekap import TeKAP
+from tmkd_plugin.clip_cache import clip_cache_file
+from tmkd_plugin.clip_teacher import TEMPLATES, ClipAnswers, ClipOutput, ClipTeacher, clip_answers, text_prototypes
+from tmkd_plugin.contrast_memory import ContrastBatch, MemoryBank, MemoryQueue
+from tmkd_plugin.cross_modal_teacher import FusedClassifier, fused_logits
+from tmkd_plugin.data.dataset import ImageSplit
+from tmkd_plugin.errors import InputError, TmkdNotice
+from tmkd_plugin.losses import kd_loss
+from tmkd_plugin.model_output import ModelOutput
+from tmkd_plugin.richkd import RichKDEnhancer
+from tmkd_plugin.richkd_heads import RichKDHeads
+from tmkd_plugin.richkd_settings import RichKDSettings
+from tmkd_plugin.sample_ids import tell_samples, wants_ids
+
+RECORDING = Path(__file__).parent / "recordings" / "contrastive" / "richkd_b8_c10.npz"
+NAMES = ["heron", "tern", "wren", "jay"]
+LABELS = torch.tensor([0, 1, 2, 3, 1])
+IDS = torch.tensor([7, 3, 0, 9, 4])
+SMALL = {"projection_width": 8, "negatives": 5, "queue_size": 20}
+
+
+def images(batch: int = 5, seed: int = 0, size: int = 16) -> Tensor:
+    levels = torch.randint(0, 256, (batch, 3, size, size), generator=torch.Generator().manual_seed(seed))
+    return levels.float() / 255
+
+
+class TinyImageTower(nn.Module):
+    """Stands in for an open_clip model: mean colour -> 6 features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.visual = SimpleNamespace(preprocess_cfg={"size": 8, "mean": (0.5,) * 3, "std": (0.25,) * 3})
+        weight = torch.randn(6, 3 * 8 * 8, generator=torch.Generator().manual_seed(4))
+        self.weight = nn.Parameter(weight)
+
+    def encode_image(self, prepared: Tensor) -> Tensor:
+        return prepared.flatten(1) @ self.weight.T
+
+
+def clip_model() -> ClipTeacher:
+    prototypes = F.normalize(torch.randn(4, 6, generator=torch.Generator().manual_seed(5)), dim=1)
+    return ClipTeacher(TinyImageTower(), prototypes, "tiny")
+
+
+def answers() -> ClipAnswers:
+    generator = torch.Generator().manual_seed(6)
+    features = F.normalize(torch.randn(10, 6, generator=generator), dim=1)
+    return ClipAnswers(features, torch.rand(10, 4, generator=generator), torch.arange(10).flip(0), "tiny")
+
+
+def networks() -> tuple[TinyConvNet, TinyConvNet]:
+    return TinyConvNet(width=5, seed=1), TinyConvNet(width=7, seed=2)
+
+
+def enhanced(distiller: nn.Module | Callable | None = None, **settings: object) -> RichKDEnhancer:
+    return RichKDEnhancer(distiller or KD(*networks()), NAMES, **{"clip": clip_model(), **SMALL, **settings})
+
+
+def test_the_official_step() -> None:
+    with np.load(RECORDING) as arrays:
+        r = {key: torch.from_numpy(np.array(value)) for key, value in arrays.items()}
+    heads = RichKDHeads(RichKDSettings(negatives=32, projection_width=16), 3.0, (32, 48, 24), seed=0).double()
+    heads.know_samples(torch.arange(40) % 10)
+    projections = {"s": heads.student_projection, "t": heads.teacher_projection, "c": heads.clip_projection}
+    with torch.no_grad():
+        for side, projection in projections.items():
+            projection.weight.copy_(r[f"embed_{side}_weight"])
+            projection.bias.copy_(r[f"embed_{side}_bias"])
+    assert isinstance(heads.memory, MemoryBank)
+    heads.memory.student.copy_(r["memory_student_init"])
+    heads.memory.teacher.copy_(r["memory_teacher_init"])
+    heads.memory.begin = lambda labels, ids, generator: ContrastBatch(labels, ids, r["contrast_index"])
+    clip = ClipOutput(r["clip_features_all"][r["index"]], r["clip_logits_all"][r["index"]])
+    fused = fused_logits(r["logits_teacher"], clip.cosines, r["alpha"].item())
+    torch.testing.assert_close(fused, r["fused_logits"], rtol=1e-12, atol=0)
+    logits, features = r["logits_student"].requires_grad_(), r["feat_student"].requires_grad_()
+    student, teacher = ModelOutput(logits, features, None), ModelOutput(fused, r["feat_teacher"], None)
+    terms = heads.terms(student, teacher, clip, r["target"], r["index"], torch.Generator())
+    torch.testing.assert_close(terms["logit_kl"], 3 * r["loss_kd_raw"], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(terms["feature_contrast"], 0.8 * r["loss_crd_raw"], rtol=1e-9, atol=1e-12)
+    total = F.cross_entropy(logits, r["target"]) + sum(terms.values())
+    torch.testing.assert_close(total, r["total"], rtol=1e-9, atol=1e-12)
+    total.backward()
+    gradients = {"logits_student": logits.grad, "feat_student": features.grad}
+    gradients |= {f"embed_{side}_weight": projection.weight.grad for side, projection in projections.items()}
+    for name, gradient in gradients.items():
+        expected = r[f"grad_{name}"]
+        assert float((gradient - expected).abs().max()) <= 1e-7 * float(expected.abs().max()) + 1e-10, name
+
+
+def test_the_distiller_learns_from_the_fused_logits() -> None:
+    enhancer = enhanced(alpha=0.6, clip_logit_scale=20.0)
+    out = enhancer(images(), LABELS)
+    cosines = clip_model()((images() * 255).round().to(torch.uint8)).cosines
+    fused = 0.6 * enhancer.teacher(images()) + 0.4 * 20 * cosines
+    torch.testing.assert_close(out["logit_kl"], 0.9 * kd_loss(out["output"], fused, 4.0))
+    assert set(out) == {"loss", "output", "cross_entropy", "logit_kl", "feature_contrast"}
+    terms = [value for name, value in out.items() if name not in ("loss", "output")]
+    torch.testing.assert_close(out["loss"], sum(terms))
+    assert out["loss"].requires_grad
+
+
+def test_the_variants() -> None:
+    plain = KD(*networks())(images(), LABELS)
+    only_logits = enhanced(variant="L")(images(), LABELS)
+    assert "feature_contrast" not in only_logits
+    assert not torch.equal(only_logits["logit_kl"], plain["logit_kl"])
+    only_features = enhanced(variant="F")
+    out = only_features(images(), LABELS)
+    assert torch.equal(out["logit_kl"], plain["logit_kl"])
+    assert out["feature_contrast"] > 0
+    without = enhanced(feature_weight=0.0)
+    assert without.heads.memory is None
+    assert not list(without.heads.parameters())
+    assert torch.equal(without(images(), LABELS)["loss"], only_logits["loss"])
+
+
+def test_a_logit_kl_is_added_where_the_distiller_has_none() -> None:
+    enhancer = enhanced(RKD(*networks()))
+    assert enhancer.has_logit_kl
+    out = enhancer(images(), LABELS)
+    teacher = fused_logits(enhancer.teacher(images()), clip_model()((images() * 255).round().byte()).cosines, 0.7)
+    torch.testing.assert_close(out["logit_kl"], 3.0 * kd_loss(out["output"], teacher, 3.0))
+    own = RKD(*networks())(images(), LABELS)
+    assert torch.equal(out["rkd"], own["rkd"]), "its features are the teacher's own"
+    assert "logit_kl_of_RichKDEnhancer" in enhanced(logit_weight=1.0)(images(), LABELS)
+    student, teacher = networks()
+    with pytest.warns(TmkdNotice, match="does not say"):
+        enhanced(lambda x, y: F.cross_entropy(student(x), y) + teacher(x).sum() * 0, student=student, teacher=teacher)
+
+
+def test_lambda_is_alpha_unless_it_is_given() -> None:
+    losses = {
+        name: enhanced(**given)(images(), LABELS)["feature_contrast"].item()
+        for name, given in {
+            "default": {},
+            "same": {"lambda_": 0.7},
+            "teacher": {"lambda_": 1.0},
+            "alpha": {"alpha": 1.0},
+        }.items()
+    }
+    assert losses["default"] == losses["same"]
+    assert losses["teacher"] == losses["alpha"] != losses["default"]
+
+
+def test_answers_computed_once_are_looked_up_by_id() -> None:
+    kept = answers()
+    enhancer = enhanced(clip=kept, feature_weight=0.0, logit_weight=0.0)
+    assert wants_ids(enhancer)
+    assert enhancer.epoch_report() == {"clip_images": "once"}
+    out = enhancer(images(), LABELS, ids=IDS)
+    fused = 0.7 * enhancer.teacher(images()) + 0.3 * kept.cosines[9 - IDS]
+    torch.testing.assert_close(out["logit_kl"], 0.9 * kd_loss(out["output"], fused, 4.0))
+    with pytest.raises(InputError, match=r"ids=batch\.ids"):
+        enhancer(images(), LABELS)
+    with pytest.raises(InputError, match="none for the image with id 11"):
+        enhancer(images(), LABELS, ids=torch.tensor([0, 1, 11, 2, 3]))
+    assert not wants_ids(enhanced(feature_weight=0.0))
+
+
+def test_every_part_trains_but_teacher_and_clip() -> None:
+    enhancer = enhanced()
+    clip = enhancer.cross_modal.view.clip
+    enhancer(images(), LABELS)["loss"].backward()
+    trainable = enhancer.trainable_parameters()
+    assert {id(p) for p in trainable} == {id(p) for p in [*enhancer.student.parameters(), *enhancer.heads.parameters()]}
+    assert all(parameter.grad is not None for parameter in trainable)
+    assert all(parameter.grad is None for parameter in [*enhancer.teacher.parameters(), *clip.parameters()])
+    assert not [name for name in enhancer.state_dict() if "teacher." in name or "clip." in name or "tower" in name]
+    assert not clip.train().training
+
+
+@pytest.mark.parametrize("has_bank", [False, True])
+def test_training_goes_on_exactly_from_a_checkpoint(has_bank: bool) -> None:
+    def fresh() -> tuple[RichKDEnhancer, torch.optim.Optimizer]:
+        enhancer = enhanced(clip=answers(), negatives=3)
+        if has_bank:
+            tell_samples(enhancer, torch.arange(10) % 4, torch.arange(10))
+        assert isinstance(enhancer.heads.memory, MemoryBank if has_bank else MemoryQueue)
+        return enhancer, torch.optim.SGD(enhancer.trainable_parameters(), lr=0.1)
+
+    def step(enhancer: RichKDEnhancer, optimiser: torch.optim.Optimizer, seed: int) -> float:
+        optimiser.zero_grad()
+        loss = enhancer(images(seed=seed), IDS % 4, ids=IDS)["loss"]
+        loss.backward()
+        optimiser.step()
+        return loss.item()
+
+    whole = fresh()
+    losses = [step(*whole, seed) for seed in range(4)]
+    first = fresh()
+    assert [step(*first, seed) for seed in range(2)] == losses[:2]
+    resumed = fresh()
+    resumed[0].load_state_dict(copy.deepcopy(first[0].state_dict()))
+    assert [step(*resumed, seed) for seed in range(2, 4)] == losses[2:]
+    assert resumed[0].step == whole[0].step == 4
+    whole[0].eval()(images(), LABELS, ids=IDS)
+    assert whole[0].step == 4, "the draws of training do not depend on evaluations"
+
+
+def test_tmkd_around_it_and_inside_it_give_the_distiller_the_same_logits() -> None:
+    """Both are sums with weights that add up to 1; CLIP's answer is of the image, whatever the view."""
+    text = F.normalize(torch.randn(3, 4, 10, generator=torch.Generator().manual_seed(8)), dim=2)
+    seen = []
+    for tmkd_is_outside in (True, False):
+        kd = KD(*networks())
+        if tmkd_is_outside:
+            outer = TMKDEnhancer(enhanced(kd, clip=answers()), NAMES, text=text)
+        else:
+            outer = enhanced(TMKDEnhancer(kd, NAMES, text=text), clip=answers())
+        assert wants_ids(outer)
+        out = outer(images(), LABELS, ids=IDS)
+        assert {"logit_kl", "feature_kl", "text_contrast", "feature_contrast"} <= set(out)
+        terms = [value for name, value in out.items() if name not in ("loss", "output")]
+        torch.testing.assert_close(out["loss"], sum(terms))
+        seen.append(out["logit_kl"])
+        assert type(kd.teacher).forward is TinyConvNet.forward
+        assert "forward" not in kd.teacher.__dict__
+    torch.testing.assert_close(*seen)
+    assert not torch.allclose(seen[0], enhanced(clip=answers())(images(), LABELS, ids=IDS)["logit_kl"])
+
+
+def test_ids_reach_a_distiller_inside_that_wants_them() -> None:
+    enhancer = enhanced(TeKAP(*networks(), feature_weight=1.0, **SMALL), feature_weight=0.0)
+    assert not wants_ids(enhancer)
+    tell_samples(enhancer, torch.arange(10) % 4, torch.arange(10))
+    assert wants_ids(enhancer)
+    assert "tekap_features" in enhancer(images(), IDS % 4, ids=IDS)
+
+
+def test_forms_in_which_a_distiller_may_ask_its_teacher() -> None:
+    expected = enhanced(feature_weight=0.0)
+    fused = fused_logits(expected.teacher(images()), clip_model()((images() * 255).round().byte()).cosines, 0.7)
+    seen: list[Tensor] = []
+
+    def keep(student: nn.Module, ask: Callable[[Tensor], Tensor]) -> Callable:
+        def distiller(batch: Tensor, labels: Tensor) -> Tensor:
+            with torch.no_grad():
+                seen.append(ask(batch))
+            answer = student(batch)
+            return F.cross_entropy(answer[0] if isinstance(answer, tuple) else answer, labels)
+
+        return distiller
+
+    options = {"logit_weight": 0.0, "feature_weight": 0.8}
+    student, teacher = networks()
+    head = lambda batch: teacher.forward_head(teacher.forward_features(batch))  # noqa: E731
+    pre = lambda batch: teacher.forward_head(teacher.forward_features(batch), pre_logits=True)  # noqa: E731
+    for ask in (head, pre):
+        out = enhanced(keep(student, ask), student=student, teacher=teacher, **options)(images(), LABELS)
+        assert out["feature_contrast"] > 0
+    torch.testing.assert_close(seen[0], fused)
+    torch.testing.assert_close(seen[1], teacher.forward_head(teacher.forward_features(images()), pre_logits=True))
+    pair = FeaturePairNet(width=7, seed=2)
+    enhanced(keep(student, lambda batch: pair(batch)[0]), student=student, teacher=pair, **options)(images(), LABELS)
+    torch.testing.assert_close(seen[2], fused)
+
+
+def test_soft_labels_and_eval_mode_leave_the_memory_alone() -> None:
+    enhancer = enhanced()
+    enhancer(images(), F.one_hot(LABELS, 4).float())
+    memory = enhancer.heads.memory
+    assert memory.labels[:5].tolist() == LABELS.tolist()
+    before = copy.deepcopy(memory.state_dict())
+    enhancer.eval()(images(seed=1), LABELS)
+    assert all(torch.equal(value, before[name]) for name, value in memory.state_dict().items())
+
+
+def test_a_fused_classifier_for_reports() -> None:
+    _, teacher = networks()
+    fused = FusedClassifier(teacher.eval(), clip_model(), mean=(0.5,) * 3, std=(0.2,) * 3, clip_logit_scale=10.0)
+    batch = (images() - 0.5) / 0.2
+    cosines = clip_model()((images() * 255).round().to(torch.uint8)).cosines
+    torch.testing.assert_close(fused(batch), 0.7 * teacher(batch) + 0.3 * 10 * cosines)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"variant": "X"}, "Unknown variant 'X'.*Known: F, L, LF"),
+        ({"alpha": 1.5}, "alpha must be a number at least 0 and at most 1"),
+        ({"temprature": 2}, "Did you mean 'temperature'"),
+        ({"clip_logit_scale": 0}, "clip_logit_scale must be"),
+        ({"clip_images": "twice"}, "Unknown clip_images 'twice'"),
+        ({"clip_images": "once"}, "'once' needs ClipAnswers"),
+        ({"clip": 3}, "clip= must name a CLIP"),
+        ({"clip": "small_clip"}, "needs CLIP's image encoder"),
+        ({"clip": ClipAnswers.stand_in(torch.arange(3), 7)}, "CLIP tells 7 classes apart, but there are 4"),
+    ],
+)
+def test_messages(given: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        enhanced(**given)
+
+
+def test_text_prototypes_normalise_average_normalise() -> None:
+    asked: list[list[str]] = []
+
+    def encode(prompts: list[str]) -> Tensor:
+        asked.append(prompts)
+        generator = torch.Generator().manual_seed(len(asked))
+        return torch.randn(len(prompts), 5, generator=generator) * torch.arange(1, len(prompts) + 1)[:, None]
+
+    prototypes = text_prototypes(encode, ["great_tit", "wren"])
+    assert asked[0][:2] == ["a photo of a great tit", "a blurry photo of a great tit"]
+    assert "a natural photo of a wren in the wild" in asked[1]
+    assert len(set(asked[0])) == len(TEMPLATES) == 12
+    for index, prompts in enumerate(asked):
+        rows = torch.randn(12, 5, generator=torch.Generator().manual_seed(index + 1)) * torch.arange(1, 13)[:, None]
+        mean = sum(row / row.norm() for row in rows) / len(prompts)
+        torch.testing.assert_close(prototypes[index], mean / mean.norm())
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (20, 31), (17, 31), (8, 8), (5, 9)])
+def test_preprocessing_is_the_image_library_s(height: int, width: int) -> None:
+    from torchvision.transforms import v2
+
+    levels = torch.randint(0, 256, (2, 3, height, width), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    prepared = clip_model().preprocessing(levels)
+    usual = v2.Compose(
+        [v2.ToPILImage(), v2.Resize(8, v2.InterpolationMode.BICUBIC), v2.CenterCrop(8), v2.PILToTensor()]
+    )
+    expected = torch.stack([usual(image) for image in levels]).float()
+    assert prepared.shape == (2, 3, 8, 8)
+    difference = ((prepared * 0.25 + 0.5) * 255 - expected).abs()
+    # In grey levels, on noise: PIL rounds and clips between its two passes.
+    assert difference.max() < 4.01
+    assert difference.mean() < 0.5
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained CLIP as a local open_clip checkpoint."""
+    import open_clip
+
+    from tmkd_plugin.training.small_clip import MODEL_CONFIG
+    from tmkd_plugin.training.small_clip_cache import write_checkpoint
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = open_clip.CLIP(**MODEL_CONFIG)
+    folder = tmp_path_factory.mktemp("clip") / "model"
+    config = {"model_cfg": MODEL_CONFIG, "preprocess_cfg": {"size": 32, "mean": [0.5] * 3, "std": [0.5] * 3}}
+    write_checkpoint(folder, model.state_dict(), config, [1.0], {})
+    return folder
+
+
+def test_answers_are_computed_once_and_verified(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = (images(6, size=32) * 255).round().to(torch.uint8)
+    split = ImageSplit(pixels, torch.arange(6) % 4, torch.tensor([5, 4, 8, 1, 0, 2]))
+    first = clip_answers(checkpoint, NAMES, split, cache_dir=tmp_path)
+    assert first.features.shape == (6, 64)
+    assert first.cosines.shape == (6, 4)
+    torch.testing.assert_close(first.features.norm(dim=1), torch.ones(6))
+    enhancer = enhanced(clip=checkpoint)
+    torch.testing.assert_close(enhancer.cross_modal.view.clip(pixels).cosines, first.cosines)
+
+    def refuse(*args: object) -> None:
+        raise AssertionError("the model was loaded again")
+
+    monkeypatch.setattr("tmkd_plugin.clip_teacher.load_clip_teacher", refuse)
+    again = clip_answers(checkpoint, NAMES, split, cache_dir=tmp_path)
+    assert torch.equal(again.features, first.features)
+    assert torch.equal(again.ids, split.ids)
+    other_pixels = ImageSplit(pixels.flip(3), split.labels, split.ids)
+    for change in ({"split": other_pixels}, {"class_names": NAMES[::-1]}):
+        with pytest.raises(AssertionError, match="loaded again"):
+            clip_answers(checkpoint, change.get("class_names", NAMES), change.get("split", split), cache_dir=tmp_path)
+
+    (file,) = tmp_path.glob("clip-*.safetensors")
+    content = bytearray(file.read_bytes())
+    for damaged in (content[:-8], content[:-8] + b"damaged!", b""):
+        file.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"clip-\w+\.safetensors are damaged.*Delete"):
+            clip_answers(checkpoint, NAMES, split, cache_dir=tmp_path)
+    assert clip_cache_file(tmp_path, {"a": 1}) != clip_cache_file(tmp_path, {"a": 2})
+
+
+def test_a_file_of_text_embeddings_is_refused_by_what_is_missing(tmp_path: Path) -> None:
+    file = tmp_path / "text.safetensors"
+    file.write_bytes(b"")
+    with pytest.raises(InputError, match="image encoder"):
+        enhanced(clip=file)
