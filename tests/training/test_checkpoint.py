@@ -20,7 +20,7 @@ from tmkd_plugin.training.trainer import train_distiller, train_distillers
 STEPS = 4 * 4
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """Stands for whatever ends a process."""
 
 
@@ -36,7 +36,7 @@ class StoppedAt(nn.Module):
     def _count(self, *_):
         self.left -= 1
         if self.left < 0:
-            raise Stopped
+            raise StoppedError
 
 
 def enhanced(small_distiller, dataset):
@@ -66,7 +66,7 @@ def test_a_run_stopped_before_any_step_goes_on_to_the_same_bits(make, small_dist
         folder = tmp_path / f"stopped{step}"
         stopped = build()
         StoppedAt(stopped, step)
-        with pytest.raises(Stopped) if step < STEPS else pytest.MonkeyPatch.context():
+        with pytest.raises(StoppedError) if step < STEPS else pytest.MonkeyPatch.context():
             train_distiller(
                 stopped, dataset, settings, seed=5, folder=folder, checkpoints=Checkpoints(folder, every_seconds=0)
             )
@@ -82,7 +82,7 @@ def test_arms_side_by_side_go_on_from_different_places(small_distiller, dataset,
     behind = small_distiller(1)
     StoppedAt(behind, 6)
     kept = {"one": Checkpoints(folders["one"], every_seconds=1e9), "two": Checkpoints(folders["two"], every_seconds=0)}
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         train_distillers(
             {"two": small_distiller(2), "one": behind}, dataset, settings, seed=0, folders=folders, checkpoints=kept
         )
@@ -97,7 +97,7 @@ def test_arms_side_by_side_go_on_from_different_places(small_distiller, dataset,
 def test_a_checkpoint_holds_no_teacher_and_nothing_that_unpickles(small_distiller, dataset, settings, tmp_path):
     stopped = small_distiller()
     StoppedAt(stopped, 6)
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         train_distiller(
             stopped, dataset, settings, seed=0, folder=tmp_path, checkpoints=Checkpoints(tmp_path, every_seconds=0)
         )
@@ -178,7 +178,7 @@ def test_tensors_of_another_distiller_are_refused(small_distiller, dataset, sett
     kept = Checkpoints(tmp_path, every_seconds=0)
     stopped = small_distiller()
     StoppedAt(stopped, 2)
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         train_distiller(stopped, dataset, settings, seed=0, folder=tmp_path, checkpoints=kept)
     with pytest.raises(InputError, match="other tensors than this distiller"):
         train_distiller(

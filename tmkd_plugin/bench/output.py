@@ -94,9 +94,11 @@ class OutputFolder:
     def _check_same(self, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
         # What only one of the two has is a method or a control that the other does not run.
         shared = [key for key in wanted["config"] if key in there.get("config", {}) and key not in (*SELECTION, *PLACE)]
-        parts = [{"config": {key: side.get("config", {}).get(key) for key in shared}, "dataset": side.get("dataset")}
-                 for side in (there, wanted)]  # fmt: skip
-        differing = list(_differences(*parts))
+        before, now = (
+            {"config": {key: side.get("config", {}).get(key) for key in shared}, "dataset": side.get("dataset")}
+            for side in (there, wanted)
+        )
+        differing = list(_differences(before, now))
         if differing:
             raise InputError(
                 f"The folder {self.path} holds results of another configuration:\n  "
@@ -118,8 +120,9 @@ def _finished(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     """Says whether results are whole and of the very comparison that is wanted."""
     if "arms" not in there or not all(run["best"] for arm in there["arms"] for run in arm["seeds"]):
         return False
-    return not list(_differences(*({key: side["config"].get(key) for key in {*there["config"], *wanted["config"]} - {*PLACE}}
-                                   for side in (there, wanted))))  # fmt: skip
+    keys = {*there["config"], *wanted["config"]} - {*PLACE}
+    before, now = ({key: side["config"].get(key) for key in keys} for side in (there, wanted))
+    return not list(_differences(before, now))
 
 
 def check_writable(path: Path) -> None:

@@ -226,7 +226,8 @@ def _show(
             if title in shown:
                 say(f"{title}: begun again, since its worker died.")
             shown.add(title)
-            progress.begin(title, *value, steps_per_epoch=1)
+            seed, epochs = value
+            progress.begin(title, seed, epochs, steps_per_epoch=1)
         elif kind == "epoch":
             progress.step(title)
             progress.epoch(title, *value)

@@ -55,7 +55,7 @@ class EpochLog:
         if self._tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(self._events), purge_step=done + 1)  # type: ignore[no-untyped-call]
+            self._writer = SummaryWriter(str(self._events), purge_step=done + 1)
 
     def epoch(self, arm: Arm, record: Mapping[str, Any]) -> None:
         """Adds an epoch that has ended."""
