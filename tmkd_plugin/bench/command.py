@@ -103,6 +103,7 @@ def run_comparison(
     overwrite: bool = False,
     quiet: bool = False,
     say: Callable[[str], None] | None = None,
+    ray: RayOptions | None = None,
 ) -> dict[str, Any]:
     """Runs what is missing of a comparison and returns the data of its ``results.json``, which it also writes.
 
@@ -114,6 +115,7 @@ def run_comparison(
         overwrite: Whether to replace what stands there.
         quiet: Whether to show no progress.
         say: Called with each line for the user; ``None`` prints them unless ``quiet``.
+        ray: Makes the runs as Ray tasks; ``None`` makes them here.
 
     Raises:
         InputError: Something that was given can't be used.
@@ -121,7 +123,7 @@ def run_comparison(
     """
     if say is None:
         say = _silent if quiet else _printer(_console())
-    options = BenchOptions({}, {}, overwrite=overwrite, quiet=quiet)
+    options = BenchOptions({}, {}, overwrite=overwrite, quiet=quiet, ray=ray)
     return _compare(configuration, out, runs, options, say).results
 
 

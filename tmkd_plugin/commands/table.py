@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from tmkd_plugin.commands.engine import add_engine, ray_options
 from tmkd_plugin.commands.parser import whole_number
 from tmkd_plugin.presets.tables import SCALES, TABLES
 
@@ -57,6 +58,7 @@ def add_parser(commands: Any) -> None:
     add("--out", metavar="DIR", type=Path, help="folder of all tables of this scale (default: runs/tables-<scale>)")
     add("--format", choices=("markdown", "csv", "latex", "all"), default="markdown",
         help="what to print; all are written (default: markdown)")  # fmt: skip
+    add_engine(add)
     add("--quiet", action="store_true", help="print the table only")
     add("--debug", action="store_true", help="show the traceback of an unexpected error")
     table.set_defaults(run=run)
@@ -86,6 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
             dry_run=arguments.dry_run,
             format=arguments.format,
             quiet=arguments.quiet,
+            ray=ray_options(arguments),
         )
     )
 

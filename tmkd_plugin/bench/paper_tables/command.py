@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from tmkd_plugin.bench.paper_tables.outcome import GroupOutcome
 from tmkd_plugin.bench.paper_tables.planning import PlannedGroup, Request, plan_table
 from tmkd_plugin.bench.paper_tables.schema import ScalesFile
 from tmkd_plugin.bench.paper_tables.selection import Selection, select
+from tmkd_plugin.bench.ray_engine import RayOptions
 from tmkd_plugin.data import load_dataset
 from tmkd_plugin.errors import InputError
 from tmkd_plugin.text_cache import default_cache_dir
@@ -50,6 +52,7 @@ class TableOptions:
         dry_run: Whether to stop after the estimate.
         format: What to print: ``markdown``, ``csv``, ``latex`` or ``all``; all are written.
         quiet: Whether to print the table only.
+        ray: Makes the runs as Ray tasks; ``None`` makes them here.
     """
 
     table: int
@@ -62,6 +65,7 @@ class TableOptions:
     dry_run: bool = False
     format: str = "markdown"
     quiet: bool = False
+    ray: RayOptions | None = None
 
 
 def make_table(options: TableOptions, *, run: RunComparison = run_comparison, measure_arms: Measure = measure) -> int:
@@ -90,9 +94,10 @@ def make_table(options: TableOptions, *, run: RunComparison = run_comparison, me
         return DONE
     say = _silent if options.quiet else _say
     outcomes: dict[str, GroupOutcome] = {}
+    runner = run if options.ray is None else functools.partial(run, ray=options.ray)
     for place, (name, group) in enumerate(planned.items(), 1):
         say(f"\n{name} ({place} of {len(planned)})")
-        outcomes[name] = run_group(group, run, say, quiet=options.quiet)
+        outcomes[name] = run_group(group, runner, say, quiet=options.quiet)
     document = document_of(table, scales, options.scale, planned, outcomes)
     _write(document, out / f"table{options.table}", options)
     failed = any(outcome.problems for outcome in outcomes.values()) or any(
