@@ -13,7 +13,6 @@ from tmkd_plugin.enhancer import TMKDEnhancer
 from tmkd_plugin.errors import InputError, TmkdNotice
 from tmkd_plugin.labels import check_labels
 from tmkd_plugin.multi_view_teacher import PerView
-from tmkd_plugin.randomness import generator_for
 
 
 class HostedEnhancer(TMKDEnhancer):
@@ -22,7 +21,8 @@ class HostedEnhancer(TMKDEnhancer):
     A checkpoint without its keys, as from before the host was enhanced, loads too and leaves the heads as they are.
     """
 
-    def _attach(self, name: str, network: nn.Module) -> None:
+    def attach(self, name: str, network: nn.Module) -> None:
+        """Makes a network an attribute and never a child."""
         self.__dict__[name] = network
 
     def around(self, step: Callable[..., Any], images: Tensor, labels: Tensor, **options: Any) -> dict[str, Tensor]:
@@ -49,7 +49,7 @@ class LateLabelEnhancer(HostedEnhancer):
     """An enhancer in two halves, for frameworks that run teacher and student before they show the labels.
 
     In each step: :meth:`show` while the teacher runs, then the student's own forward pass, then :meth:`fused` and
-    :meth:`added_terms` with the labels. The results are those of the enhancer in one piece.
+    :meth:`late_terms` with the labels. The results are those of the enhancer in one piece.
     """
 
     _recording: contextlib.ExitStack | None = None
@@ -64,7 +64,7 @@ class LateLabelEnhancer(HostedEnhancer):
         """
         self.forget()
         self.multi_view.check(images)
-        self._keep_teacher_in_eval()
+        self.keep_teacher_in_eval()
         self._per_view = self.multi_view.views_forward(images, run=run)
         self._recording = contextlib.ExitStack()
         self._recording.enter_context(self.student_reader.recording())
@@ -74,7 +74,7 @@ class LateLabelEnhancer(HostedEnhancer):
         """Fuses what the teacher returned in this step into a nest like its own, with detached weights."""
         return self.fuse(self._shown(), labels)
 
-    def added_terms(self, labels: Tensor) -> dict[str, Tensor]:
+    def late_terms(self, labels: Tensor) -> dict[str, Tensor]:
         """Computes TMKD's own terms of this step, weighted, and forgets the step.
 
         Args:
@@ -87,13 +87,10 @@ class LateLabelEnhancer(HostedEnhancer):
         check_labels(labels, per_view.outputs[0].logits.shape[0], self.num_classes)
         student = self.student_reader.recorded()
         self.forget()
-        self._check_student(student, labels)
+        self.check_student(student, labels)
         if self.training:
             self._watch.look()
-        noise = generator_for(self.seed, "feature noise", self._step)
-        added = self.heads.terms(self.multi_view, student, per_view, labels, self.fusion_table(), noise)
-        self._step += self.training
-        return added
+        return self.added_terms(student, per_view, labels)
 
     @property
     def has_shown(self) -> bool:

@@ -160,7 +160,7 @@ class _Adapter:
         if self.criteria_take_labels:
             kwargs["labels"] = labels
         own = self.own_compute_kd_loss(*args, **kwargs)
-        added = self.tmkd.added_terms(labels)
+        added = self.tmkd.late_terms(labels)
         return own | added if isinstance(own, dict) else sum_of({"own": own, **added})
 
 

@@ -21,7 +21,6 @@ from tmkd_plugin.adapters.hosted import HostedEnhancer
 from tmkd_plugin.errors import InputError
 from tmkd_plugin.interception import TeacherInterception
 from tmkd_plugin.labels import check_labels
-from tmkd_plugin.randomness import generator_for
 from tmkd_plugin.text_encoder import DEFAULT_TEXT_MODEL
 
 Loop = Callable[..., Any]
@@ -84,7 +83,7 @@ def enhance(
 
 
 class StepwiseEnhancer(HostedEnhancer):
-    """The enhancer for a step that is spread over somebody else's loop: :meth:`step` opens it, :meth:`added_terms` ends it."""
+    """The enhancer for a step that is spread over somebody else's loop: :meth:`step` opens it, :meth:`step_terms` ends it."""
 
     _open: tuple[TeacherInterception, Tensor, Tensor] | None = None
 
@@ -105,7 +104,7 @@ class StepwiseEnhancer(HostedEnhancer):
         self.multi_view.check(images)
         check_labels(labels, images.shape[0], self.num_classes)
         self._watch.look()
-        self._keep_teacher_in_eval()
+        self.keep_teacher_in_eval()
         table = self.fusion_table()
         answers = TeacherInterception(self.multi_view, table.detach(), images, labels)
         with self.student_reader.recording(), answers.active():
@@ -115,7 +114,7 @@ class StepwiseEnhancer(HostedEnhancer):
             finally:
                 self._open = None
 
-    def added_terms(self) -> dict[str, Tensor]:
+    def step_terms(self) -> dict[str, Tensor]:
         """Returns TMKD's weighted terms once student and teacher have run; nothing when called again in the same step."""
         if self._open is None:
             return {}
@@ -123,10 +122,8 @@ class StepwiseEnhancer(HostedEnhancer):
         self._open = None
         per_view, _ = answers.first_call()
         student = self.student_reader.recorded()
-        self._check_student(student, labels)
-        noise = generator_for(self.seed, "feature noise", self._step)
-        self._step += 1
-        return self.heads.terms(self.multi_view, student, per_view, labels, table, noise)
+        self.check_student(student, labels)
+        return self.added_terms(student, per_view, labels, table)
 
 
 class EnhancedLoop:
@@ -209,7 +206,7 @@ class _NotedBatches:
 def _with_added_terms(criterion: Callable[..., Tensor], gamma: float, enhancer: StepwiseEnhancer) -> Loop:
     def classification_loss(*args: Any, **kwargs: Any) -> Tensor:
         own = gamma * criterion(*args, **kwargs)
-        return sum(enhancer.added_terms().values(), start=own)
+        return sum(enhancer.step_terms().values(), start=own)
 
     return classification_loss
 

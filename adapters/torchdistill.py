@@ -56,7 +56,7 @@ def enhance(
     the student (``student.tmkd``): the box's optimiser trains them and ``save_ckpt`` saves them.
 
     For a loop of one's own, a ``ForwardHookManager`` with hooks on the teacher takes the box's place: its
-    ``pop_io_dict(labels)`` gives the fused tensors, ``manager.tmkd.added_terms(labels)`` TMKD's own terms, and
+    ``pop_io_dict(labels)`` gives the fused tensors, ``manager.tmkd.late_terms(labels)`` TMKD's own terms, and
     ``manager.tmkd.trainable_parameters()`` what the optimiser gets besides.
 
     Args:
@@ -137,7 +137,7 @@ class TMKDLoss(nn.Module):
                 f"set `pre_epoch_process: {PRE_EPOCH}` in the training configuration."
             )
         tmkd: LateLabelEnhancer = teacher_io_dict[NAME]["output"]
-        terms = list(tmkd.added_terms(targets).values())
+        terms = list(tmkd.late_terms(targets).values())
         return sum(terms, start=targets.new_zeros(()).float())
 
 

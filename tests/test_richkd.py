@@ -212,9 +212,9 @@ def test_training_goes_on_exactly_from_a_checkpoint(has_bank: bool) -> None:
     resumed = fresh()
     resumed[0].load_state_dict(copy.deepcopy(first[0].state_dict()))
     assert [step(*resumed, seed) for seed in range(2, 4)] == losses[2:]
-    assert resumed[0].step == whole[0].step == 4
+    assert resumed[0].steps_done == whole[0].steps_done == 4
     whole[0].eval()(images(), LABELS, ids=IDS)
-    assert whole[0].step == 4, "the draws of training do not depend on evaluations"
+    assert whole[0].steps_done == 4, "the draws of training do not depend on evaluations"
 
 
 def test_tmkd_around_it_and_inside_it_give_the_distiller_the_same_logits() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -10,25 +9,23 @@ import torch
 from torch import Tensor, nn
 
 from tmkd_plugin.distiller_return import read_return, sum_of
-from tmkd_plugin.errors import InputError, TmkdNotice, unknown_name
+from tmkd_plugin.enhancer_base import TeacherEnhancer
+from tmkd_plugin.errors import InputError, unknown_name
 from tmkd_plugin.interception import TeacherInterception
 from tmkd_plugin.labels import check_labels, select_rows
-from tmkd_plugin.model_output import ModelOutput, OutputReader
+from tmkd_plugin.model_output import ModelOutput
 from tmkd_plugin.multi_view_teacher import MultiViewTeacher, PerView
 from tmkd_plugin.optimiser_watch import OptimiserWatch
-from tmkd_plugin.prompts import check_class_names
 from tmkd_plugin.randomness import generator_for
 from tmkd_plugin.settings import Setting, settings_table
-from tmkd_plugin.teacher_free_state import TeacherFreeState
 from tmkd_plugin.text_encoder import DEFAULT_TEXT_MODEL
 from tmkd_plugin.text_teacher import TextEmbeddings, text_embeddings
 from tmkd_plugin.tmkd_heads import TMKDHeads
 from tmkd_plugin.tmkd_settings import TMKDSettings
 from tmkd_plugin.views import VIEW_NAMES, ViewSettings
-from tmkd_plugin.wrapped_networks import find_networks
 
 
-class TMKDEnhancer(TeacherFreeState):
+class TMKDEnhancer(TeacherEnhancer):
     """Wraps a distiller and gives its student a better teacher.
 
     In each step the wrapped distiller runs unchanged. When it calls its teacher, the enhancer shows the frozen teacher an
@@ -83,22 +80,9 @@ class TMKDEnhancer(TeacherFreeState):
         input_size: int | None = None,
         **settings: Any,
     ) -> None:
-        super().__init__()
         tmkd, of_views = _split_settings(settings)
-        found_student, found_teacher = find_networks(distiller, student, teacher)
-        self.distiller = distiller
-        # The module that a bound method belongs to may have parameters of its own.
-        owner = getattr(distiller, "__self__", None)
-        if isinstance(owner, nn.Module):
-            self.distiller_owner = owner
-        self._attach("student", found_student)
-        self._attach("teacher", found_teacher)
-        self.seed = seed
-
-        self.student_reader = OutputReader(self.student, "student", input_size)
-        teacher_reader = self._teacher_reader(input_size)
-        self.class_names = self._check_classes(class_names, teacher_reader.num_classes)
-        self.multi_view = MultiViewTeacher(teacher_reader, views, mean, std, of_views, tmkd.logit_source)
+        super().__init__(distiller, class_names, student=student, teacher=teacher, seed=seed, input_size=input_size)
+        self.multi_view = MultiViewTeacher(self.teacher_reader, views, mean, std, of_views, tmkd.logit_source)
         if not isinstance(text, TextEmbeddings):
             # The contrast draws towards the plain prompt even where the teacher is not shown the plain image.
             prompts = (
@@ -107,8 +91,6 @@ class TMKDEnhancer(TeacherFreeState):
             text = text_embeddings(self.class_names, text, views=tuple(prompts))
         self.text_source, self.text_views = text.source, text.text_views
         self.heads = self._build_heads(tmkd, text)
-        self.freeze_teacher()
-        self._step = 0
         self._watch = OptimiserWatch(list(self.student.parameters()), self._head_parameters())
 
     def forward(
@@ -135,7 +117,7 @@ class TMKDEnhancer(TeacherFreeState):
         check_labels(labels, images.shape[0], self.num_classes)
         if self.training:
             self._watch.look()
-        self._keep_teacher_in_eval()
+        self.keep_teacher_in_eval()
         table = self.fusion_table()
         answers = TeacherInterception(self.multi_view, table.detach(), images, labels, teacher_labels)
         with self.student_reader.recording():
@@ -143,20 +125,35 @@ class TMKDEnhancer(TeacherFreeState):
                 own = read_return(self.distiller(images, labels, *args, **kwargs))
             per_view, labels_seen = answers.first_call()
             student = self.student_reader.recorded()
-        self._check_student(student, labels)
-        self._check_pairing(labels, labels_seen)
-        noise = generator_for(self.seed, "feature noise", self._step)
-        added = self.heads.terms(self.multi_view, student, per_view, labels, table, noise)
-        self._step += self.training
+        self.check_student(student, labels)
+        if self.heads.feature_projection is not None or self.heads.logit_weight:
+            self.check_pairing(
+                labels,
+                labels_seen,
+                "set feature_weight=0 and logit_weight=0, which leaves the fused teacher and the text contrast",
+            )
+        added = self.added_terms(student, per_view, labels, table)
         # The distiller's own loss comes first and whole: with no added term it is left as it is, bit for bit.
         loss = sum_of({"own": own.loss, **added})
         output = student.logits if own.output is None else own.output
-        return {"loss": loss, "output": output, **own.terms, **_renamed(added, own.terms)}
+        return {"loss": loss, "output": output, **own.terms, **self.renamed(added, own.terms)}
 
-    @property
-    def num_classes(self) -> int:
-        """Number of classes K."""
-        return len(self.class_names)
+    def added_terms(
+        self, student: ModelOutput, per_view: PerView, labels: Tensor, table: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Computes TMKD's own terms of a step, weighted, and counts the step.
+
+        Args:
+            student: What the student said of the batch.
+            per_view: What the teacher said of each view of it.
+            labels: (B,) integers or (B, K) probabilities.
+            table: The fusion table, attached; None computes it.
+        """
+        noise = generator_for(self.seed, "feature noise", self.steps_done)
+        table = self.fusion_table() if table is None else table
+        added = self.heads.terms(self.multi_view, student, per_view, labels, table, noise)
+        self.steps_done += self.training
+        return added
 
     def fusion_table(self) -> Tensor:
         """Returns the fusion weights (K, V) of all classes, attached to WeightNet; rows sum to 1."""
@@ -165,7 +162,7 @@ class TMKDEnhancer(TeacherFreeState):
     def views_forward(self, images: Tensor) -> PerView:
         """Runs the teacher on each view of (B, 3, H, W), without gradient, for frameworks that show labels only later."""
         self.multi_view.check(images)
-        self._keep_teacher_in_eval()
+        self.keep_teacher_in_eval()
         return self.multi_view.views_forward(images)
 
     def fuse(self, per_view: PerView, labels: Tensor) -> Any:
@@ -186,36 +183,6 @@ class TMKDEnhancer(TeacherFreeState):
         with torch.no_grad():
             means = self.fusion_table().mean(dim=0).tolist()
         return {"fusion_weights": dict(zip(self.multi_view.views, means, strict=True))}
-
-    def get_extra_state(self) -> Tensor:
-        """Returns the number of training steps made, on which the noise depends."""
-        return torch.tensor(self._step)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Restores the number of training steps."""
-        self._step = int(state)
-
-    def _attach(self, name: str, network: nn.Module) -> None:
-        if any(module is network for module in self.modules()):
-            # Part of the distiller: a plain attribute, since registering it again would save it twice.
-            self.__dict__[name] = network
-        else:
-            setattr(self, name, network)
-
-    def _teacher_reader(self, input_size: int | None) -> OutputReader:
-        # A distiller of this package may read another map of its teacher than usual (SP's sp_map): that one is fused then.
-        existing = getattr(self.distiller, "teacher_reader", None)
-        if isinstance(existing, OutputReader) and existing.model is self.teacher:
-            return existing
-        return OutputReader(self.teacher, "teacher", input_size)
-
-    def _check_classes(self, class_names: Sequence[str], num_classes: int) -> list[str]:
-        if self.student_reader.num_classes != num_classes:
-            raise InputError(
-                f"Student and teacher must tell the same classes apart, but the student ({type(self.student).__name__}) has "
-                f"{self.student_reader.num_classes} and the teacher ({type(self.teacher).__name__}) {num_classes}."
-            )
-        return check_class_names(class_names, expected_count=num_classes)
 
     def _build_heads(self, settings: TMKDSettings, text: TextEmbeddings) -> TMKDHeads:
         expected = (len(self.multi_view.views), self.num_classes)
@@ -239,7 +206,7 @@ class TMKDEnhancer(TeacherFreeState):
         reader, teacher_reader = self.student_reader, self.multi_view.reader
         return TMKDHeads(
             settings,
-            logit_weight=self._resolve_logit_weight(settings.logit_weight),
+            logit_weight=self.resolve_logit_weight(settings.logit_weight, 1.0),
             text_embeddings=embeddings,
             anchors=embeddings[self.multi_view.rgb] if plain is None else plain.to(dtype),
             student_width=reader.pooled_width if needs_student else None,
@@ -247,51 +214,8 @@ class TMKDEnhancer(TeacherFreeState):
             seed=self.seed,
         ).to(parameter.device)
 
-    def _resolve_logit_weight(self, given: float | None) -> float:
-        if given is not None:
-            return given
-        has_own = getattr(self.distiller, "has_logit_kl", None)
-        if has_own is None:
-            warnings.warn(
-                f"{type(self.distiller).__name__} does not say whether it has a KL divergence of logits (attribute "
-                "has_logit_kl), so none is added. Pass logit_weight=1.0 to add one, logit_weight=0.0 to silence this.",
-                TmkdNotice,
-                stacklevel=4,
-            )
-        return 1.0 if has_own is False else 0.0
-
-    def _check_student(self, student: ModelOutput, labels: Tensor) -> None:
-        """Refuses a student's first call from which nothing can be learned for this batch."""
-        if student.logits.shape[0] != labels.shape[0]:
-            raise InputError(
-                f"The distiller called its student on {student.logits.shape[0]} images first, but the batch has "
-                f"{labels.shape[0]} labels. Call it on the batch, in the order of the labels, before anything else."
-            )
-        trains = any(parameter.requires_grad for parameter in self.student.parameters())
-        if self.training and torch.is_grad_enabled() and trains and not student.logits.requires_grad:
-            raise InputError(
-                f"The student ({type(self.student).__name__}) ran without gradient (no_grad, or checkpointing with "
-                "use_reentrant=True), so TMKD's terms would not train it. Call it with gradient."
-            )
-
-    def _check_pairing(self, labels: Tensor, teacher_labels: Tensor) -> None:
-        """Refuses to compare the student's rows with a teacher's that are of other images."""
-        if teacher_labels is labels or (teacher_labels.shape == labels.shape and torch.equal(teacher_labels, labels)):
-            return
-        if self.heads.feature_projection is not None or self.heads.logit_weight:
-            raise InputError(
-                "teacher_labels= differ from labels, so the rows of the teacher and of the student are not the same images "
-                "and TMKD's feature and logit KL can't pair them. Give both the same order, or set feature_weight=0 and "
-                "logit_weight=0, which leaves the fused teacher and the text contrast."
-            )
-
     def _head_parameters(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.heads.parameters() if parameter.requires_grad]
-
-    def _keep_teacher_in_eval(self) -> None:
-        # Somebody may have called train() on the wrapped distiller.
-        if any(module.training for module in self.teacher.modules()):
-            self.teacher.eval()
 
 
 def _split_settings(given: Mapping[str, Any]) -> tuple[TMKDSettings, ViewSettings]:
@@ -301,14 +225,3 @@ def _split_settings(given: Mapping[str, Any]) -> tuple[TMKDSettings, ViewSetting
     of_views = {name: value for name, value in given.items() if name in settings_table(ViewSettings)}
     rest = {name: value for name, value in given.items() if name not in of_views}
     return TMKDSettings(**rest), ViewSettings(**of_views)
-
-
-def _renamed(added: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Gives added terms a free name where the distiller, such as another enhancer, has one of the same name."""
-    renamed = {}
-    for name, term in added.items():
-        free = name
-        while free in own:
-            free = f"{free}_of_{TMKDEnhancer.__name__}"
-        renamed[free] = term
-    return renamed

@@ -53,7 +53,7 @@ class TeacherEnhancer(TeacherFreeState):
         self.attach("student", found_student)
         self.attach("teacher", found_teacher)
         self.seed = seed
-        self.step = 0
+        self.steps_done = 0
         self.student_reader = OutputReader(self.student, "student", input_size)
         existing = getattr(distiller, "teacher_reader", None)
         # A distiller of this package may read another map of its teacher than usual.
@@ -129,11 +129,11 @@ class TeacherEnhancer(TeacherFreeState):
 
     def get_extra_state(self) -> Tensor:
         """Returns the number of training steps made, on which draws depend."""
-        return torch.tensor(self.step)
+        return torch.tensor(self.steps_done)
 
     def set_extra_state(self, state: Tensor) -> None:
         """Restores the number of training steps."""
-        self.step = int(state)
+        self.steps_done = int(state)
 
     def _check_classes(self, class_names: Sequence[str]) -> list[str]:
         of_student, of_teacher = self.student_reader.num_classes, self.teacher_reader.num_classes

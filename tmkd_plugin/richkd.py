@@ -160,9 +160,9 @@ class RichKDEnhancer(TeacherEnhancer):
             clip_of(per_view) if self.heads.memory is not None else None,
             labels,
             ids,
-            generator_for(self.seed, "contrast negatives", self.step),
+            generator_for(self.seed, "contrast negatives", self.steps_done),
         )
-        self.step += self.training
+        self.steps_done += self.training
         loss = sum_of({"own": own.loss, **added})
         output = student.logits if own.output is None else own.output
         return {"loss": loss, "output": output, **own.terms, **self.renamed(added, own.terms)}

@@ -221,7 +221,7 @@ def test_a_hook_manager_fuses_when_the_labels_arrive() -> None:
     teacher(images)
     logits = student(images)
     io_dict = manager.pop_io_dict(labels)
-    loss = F.cross_entropy(logits, labels) + sum(manager.tmkd.added_terms(labels).values())
+    loss = F.cross_entropy(logits, labels) + sum(manager.tmkd.late_terms(labels).values())
     loss.backward()
 
     weights = manager.tmkd.fusion_table()[labels]

@@ -24,6 +24,7 @@ from tmkd_plugin.prompts import check_class_names
 from tmkd_plugin.randomness import forked_random_state
 from tmkd_plugin.text_teacher import DEFAULT_TEXT_MODEL, TextEmbeddings, text_embeddings
 from tmkd_plugin.tmkd_settings import TMKDSettings
+from tmkd_plugin.training.teacher_store import loading_of
 from tmkd_plugin.training.teachers import Classifier
 from tmkd_plugin.views import VIEW_NAMES
 from tmkd_plugin.zoo import build_network
@@ -124,19 +125,7 @@ def prepare(configuration: Configuration, cache_dir: Path, say: Callable[[str], 
     for role in ("teacher", "student"):
         with _said_of(role):
             build_network(getattr(experiment, role), 2)
-    dataset = load_dataset(
-        experiment.dataset,
-        image_size=experiment.image_size,
-        train_limit=experiment.train_limit,
-        validation_limit=experiment.validation_limit,
-        test_limit=experiment.test_limit,
-        validation_fraction=experiment.validation_fraction,
-        data_dir=experiment.data_dir,
-        augmentation=experiment.augmentation,
-        workers=experiment.workers,
-        download=experiment.download,
-        say=say,
-    )
+    dataset = load_dataset(**loading_of(experiment), workers=experiment.workers, download=experiment.download, say=say)
     check_class_names(dataset.class_names)
     text = None
     if configuration.enhancers and experiment.text != SMALL_CLIP:

@@ -25,7 +25,7 @@ from tmkd_plugin.text_teacher import TextEmbeddings
 from tmkd_plugin.training.arm import Arm, head_weights
 from tmkd_plugin.training.metrics import evaluate
 from tmkd_plugin.training.settings import TrainingSettings
-from tmkd_plugin.training.teacher_store import holds_teacher, teacher_folder, teacher_identity
+from tmkd_plugin.training.teacher_store import holds_teacher, loading_of, teacher_folder, teacher_identity
 from tmkd_plugin.training.teachers import Classifier
 from tmkd_plugin.training.view_training import with_random_views
 from tmkd_plugin.views import VIEW_NAMES, ViewSettings
@@ -120,18 +120,7 @@ def _without_downloads(configuration: Configuration) -> Configuration:
 def _data(configuration: Configuration, facts: DatasetFacts | None) -> tuple[ImageDataset, Sizes, str]:
     experiment = configuration.experiment
     try:
-        dataset = load_dataset(
-            experiment.dataset,
-            image_size=experiment.image_size,
-            train_limit=experiment.train_limit,
-            validation_limit=experiment.validation_limit,
-            test_limit=experiment.test_limit,
-            validation_fraction=experiment.validation_fraction,
-            data_dir=experiment.data_dir,
-            augmentation=experiment.augmentation,
-            workers=experiment.workers,
-            download=False,
-        )
+        dataset = load_dataset(**loading_of(experiment), workers=experiment.workers, download=False)
     except InputError as error:
         if facts is None:
             raise
