@@ -123,9 +123,9 @@ def test_misspelt_commands_and_options(words, message, capsys):
     ],
 )
 def test_unusable_values_stop_before_any_training(words, message, tmp_path, monkeypatch, capsys):
-    from tmkd_plugin.bench import comparison
+    from tmkd_plugin.bench import comparison, guide
 
-    monkeypatch.setattr(comparison, "train_small_clip", None)
+    monkeypatch.setattr(guide, "train_small_clip", None)
     monkeypatch.setattr(comparison, "trained_teacher", None)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")

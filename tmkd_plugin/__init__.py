@@ -18,12 +18,14 @@ from tmkd_plugin.version import __version__
 if TYPE_CHECKING:
     from tmkd_plugin.distiller import Distiller
     from tmkd_plugin.enhancer import TMKDEnhancer
+    from tmkd_plugin.richkd import RichKDEnhancer
     from tmkd_plugin.text_teacher import TextEmbeddings, text_embeddings
 
 __all__ = [
     "Distiller",
     "InputError",
     "NonFiniteLossError",
+    "RichKDEnhancer",
     "RunError",
     "TMKDEnhancer",
     "TextEmbeddings",
@@ -36,6 +38,7 @@ __all__ = [
 # What needs torch is imported when it is asked for, so that `tmkd --help` need not wait for torch.
 _HOMES = {
     "Distiller": "tmkd_plugin.distiller",
+    "RichKDEnhancer": "tmkd_plugin.richkd",
     "TMKDEnhancer": "tmkd_plugin.enhancer",
     "TextEmbeddings": "tmkd_plugin.text_teacher",
     "text_embeddings": "tmkd_plugin.text_teacher",

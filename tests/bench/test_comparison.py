@@ -186,16 +186,16 @@ def test_an_interrupted_comparison_goes_on(tiny_bench, tmp_path, monkeypatch, ca
     from tmkd_plugin.bench import cell
 
     out, trained = tmp_path / "out", []
-    train = cell.train_distiller
+    train = cell.train_distillers
 
     def interrupted(*args, **kwargs):
-        if len(trained) == 2:
+        if trained:
             raise KeyboardInterrupt
-        trained.append(kwargs["folder"])
+        trained.extend(kwargs["folders"].values())
         return train(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cell, "train_distiller", interrupted)
+        patch.setattr(cell, "train_distillers", interrupted)
         assert main([*tiny_bench, "--out", str(out)]) == 130
     assert "goes on from there" in capsys.readouterr().err
     assert not (out / "results.json").exists()
@@ -212,13 +212,13 @@ def test_more_seeds_and_arms_in_the_same_folder_train_only_what_is_new(tiny_benc
     from tmkd_plugin.bench import cell
 
     out, trained = tmp_path / "out", []
-    train = cell.train_distiller
+    train = cell.train_distillers
 
     def noted(*args, **kwargs):
-        trained.append(str(kwargs["folder"].relative_to(out)))
+        trained.extend(str(folder.relative_to(out)) for folder in kwargs["folders"].values())
         return train(*args, **kwargs)
 
-    monkeypatch.setattr(cell, "train_distiller", noted)
+    monkeypatch.setattr(cell, "train_distillers", noted)
     assert main([*tiny_bench, "--seeds", "1", "--enhancer", "none", "--out", str(out)]) == 0
     assert main([*tiny_bench, "--seeds", "2", "--baseline", "kd,sp", "--out", str(out)]) == 0
     rest = ["kd+tmkd/seed0", "sp/seed0", "sp+tmkd/seed0", "kd/seed1", "kd+tmkd/seed1", "sp/seed1", "sp+tmkd/seed1"]

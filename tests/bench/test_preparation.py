@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tmkd_plugin.bench.configuration import configure
+from tmkd_plugin.bench.distillers import build_distiller
 from tmkd_plugin.bench.preparation import Preparation, prepare
 from tmkd_plugin.errors import InputError
 from tmkd_plugin.zoo import build_network
@@ -23,13 +24,13 @@ def test_all_arms_of_a_seed_start_alike_and_leave_the_teacher_alone(image_folder
     preparation = prepared(image_folder, text_file, cache, "rkd,catkd")
     teacher = build_network("resnet8", 3, seed=9).eval()
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    built = [preparation.distiller(arm, teacher, preparation.text, 5) for arm in preparation.plan.arms]
+    built = [build_distiller(preparation, arm, teacher, preparation.text, 5) for arm in preparation.plan.arms]
     assert len(built) == 8
     start = built[0].student.state_dict()
     for distiller in built[1:]:
         assert all(torch.equal(start[name], value) for name, value in distiller.student.state_dict().items())
         assert distiller.teacher is not teacher
-    other = preparation.distiller(preparation.plan.arms[0], teacher, preparation.text, 6).student.state_dict()
+    other = build_distiller(preparation, preparation.plan.arms[0], teacher, preparation.text, 6).student.state_dict()
     assert not torch.equal(start["fc.weight"], other["fc.weight"])
     assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
 
@@ -37,7 +38,7 @@ def test_all_arms_of_a_seed_start_alike_and_leave_the_teacher_alone(image_folder
 def test_heads_depend_on_the_seed(image_folder, text_file, cache):
     preparation = prepared(image_folder, text_file, cache)
     arm, teacher = preparation.plan.arms[1], build_network("resnet8", 3).eval()
-    heads = [preparation.distiller(arm, teacher, preparation.text, seed).fusion_table() for seed in (0, 0, 1)]
+    heads = [build_distiller(preparation, arm, teacher, preparation.text, seed).fusion_table() for seed in (0, 0, 1)]
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])
 
@@ -45,7 +46,7 @@ def test_heads_depend_on_the_seed(image_folder, text_file, cache):
 def test_the_control_takes_weight_and_temperature_from_the_enhancer(image_folder, text_file, cache):
     preparation = prepared(image_folder, text_file, cache, "sp", tmkd={"logit_weight": 0.5, "temperature": 2})
     (arm,) = [arm for arm in preparation.plan.arms if arm.control == "logit_kl"]
-    control = preparation.distiller(arm, build_network("resnet8", 3).eval(), preparation.text, 0)
+    control = build_distiller(preparation, arm, build_network("resnet8", 3).eval(), preparation.text, 0)
     assert (control.weight, control.temperature) == (0.5, 2.0)
 
 

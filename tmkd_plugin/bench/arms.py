@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +11,12 @@ from typing import Any, Literal
 
 from tmkd_plugin.errors import InputError, unknown_name
 
-ENHANCERS: dict[str, str] = {"tmkd": "tmkd_plugin.enhancer:TMKDEnhancer"}
-"""Name -> ``module:Class``; called as ``Class(distiller, class_names, text=, mean=, std=, seed=, input_size=, **settings)``."""
+ENHANCERS: dict[str, str] = {
+    "tmkd": "tmkd_plugin.enhancer:TMKDEnhancer",
+    "richkd": "tmkd_plugin.richkd:RichKDEnhancer",
+}
+"""Name -> ``module:Class``; called as ``Class(distiller, class_names, text=, mean=, std=, seed=, input_size=, **settings)``,
+or with ``clip=`` instead of ``text=`` where the class has that argument."""
 
 STUDENT_ALONE = "student"
 """The arm of the student that is trained with cross-entropy and no teacher."""
@@ -24,6 +29,7 @@ TITLES = {
     "catkd": "CAT-KD",
     "tekap": "TeKAP",
     "tmkd": "TMKD",
+    "richkd": "RichKD",
 }
 
 Control = Literal["logit_kl", "rgb_teacher"]
@@ -35,7 +41,7 @@ class ArmSpec:
 
     Attributes:
         baseline: Name of the distillation method, or ``module:Class``.
-        enhancer: Name of the enhancer around it, if there is one.
+        enhancer: Name of the enhancer around it, if there is one, or of several as ``tmkd+richkd``, the outermost first.
         variant: Name of the settings with which the enhancer differs from its usual ones; ``None`` for those.
         control: ``"logit_kl"``: the baseline and the KL of the single-view teacher's logits, which the enhanced arm of a
             baseline without one of its own also has; ``"rgb_teacher"``: the baseline under a teacher trained on RGB
@@ -74,7 +80,14 @@ class ArmSpec:
 
 def title_of(name: str) -> str:
     """Returns a method's name for tables: ``CAT-KD`` for ``catkd``, the class for ``module:Class``."""
-    return TITLES.get(name, name.rpartition(":")[2])
+    if ":" in name:
+        return name.rpartition(":")[2]
+    return " + ".join(TITLES.get(part, part) for part in parts_of(name))
+
+
+def parts_of(enhancer: str) -> list[str]:
+    """Returns the enhancers that a name stands for, the outermost first: ``tmkd+richkd`` is TMKD around RichKD."""
+    return enhancer.split("+")
 
 
 @dataclass(frozen=True)
@@ -127,10 +140,12 @@ def plan_arms(
         if controls and no_rgb_teacher is None:
             checks.append(ArmSpec(baseline, control="rgb_teacher"))
         arms += [plain, *enhanced, *varied, *checks]
-        # Everything against the baseline, the enhanced arms against each control, and the variants against the usual settings.
+        # Everything against the baseline, the enhanced arms against each control and each other, and the usual settings
+        # against their variants.
         pairs += [(plain, other) for other in [*enhanced, *varied, *checks]]
         pairs += [(check, arm) for check in checks for arm in enhanced]
         pairs += [(other, enhanced[0]) for other in varied]
+        pairs += list(itertools.combinations(enhanced, 2))
         if student_alone:
             pairs.append((ArmSpec(STUDENT_ALONE), plain))
     _check_folders(arms)
@@ -176,8 +191,12 @@ def check_enhancers(names: Sequence[str]) -> list[str]:
     if list(names) == ["none"]:
         return []
     for name in names:
-        if name not in ENHANCERS:
-            raise unknown_name("enhancer", name, [*ENHANCERS, "none"])
+        parts = parts_of(name)
+        for part in parts:
+            if part not in ENHANCERS:
+                raise unknown_name("enhancer", part, [*ENHANCERS, "none"])
+        if len(set(parts)) < len(parts):
+            raise InputError(f"--enhancer {name}: puts an enhancer around itself.")
     if len(set(names)) < len(names):
         raise InputError(f"--enhancer {','.join(names)}: names an enhancer twice.")
     return list(names)

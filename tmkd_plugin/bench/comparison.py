@@ -1,32 +1,30 @@
-"""Runs a comparison: the small CLIP and the teachers first, then every arm with every seed."""
+"""Runs a comparison: the small CLIP and the teachers first, then every seed with all arms side by side."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from tmkd_plugin.bench.arms import ArmSpec
-from tmkd_plugin.bench.cell import Job, finished_cell, train_cell
-from tmkd_plugin.bench.configuration import SMALL_CLIP, SMALL_CLIP_SETTINGS
+from tmkd_plugin.bench.cell import Job, finished_cell, train_cells
+from tmkd_plugin.bench.guide import guide_of, view_settings_of
 from tmkd_plugin.bench.output import OutputFolder
 from tmkd_plugin.bench.preparation import Preparation, describe_dataset
 from tmkd_plugin.bench.results import Cell, results_of
 from tmkd_plugin.bench.run_record import identity_of
-from tmkd_plugin.text_teacher import TextEmbeddings, text_embeddings
+from tmkd_plugin.text_teacher import TextEmbeddings
 from tmkd_plugin.training.checkpoint import CHECKPOINT_SECONDS
 from tmkd_plugin.training.distributed import Processes
 from tmkd_plugin.training.progress import Progress
 from tmkd_plugin.training.run_folder import PREDICTIONS
-from tmkd_plugin.training.small_clip import train_small_clip, zero_shot_accuracy
-from tmkd_plugin.training.small_clip_images import images_of
 from tmkd_plugin.training.teacher_store import loading_of
 from tmkd_plugin.training.teachers import TrainedTeacher, trained_teacher
-from tmkd_plugin.views import VIEW_NAMES, ViewSettings
 
 if TYPE_CHECKING:
     from tmkd_plugin.bench.ray_engine import RayOptions
@@ -77,19 +75,28 @@ class Comparison:
         preparation = self.preparation
         # What the first process trains or downloads here, the others find.
         with contextlib.nullcontext() if self.processes is None else self.processes.main_first():
-            text, zero_shot = self._text()
+            guide = guide_of(self.preparation, self.cache_dir, self.say)
             teachers = self._teachers()
+        text, self.seconds.small_clip = guide.text, guide.seconds
         cells: dict[ArmSpec, list[Cell]] = {arm: [] for arm in preparation.plan.arms}
+        of_arm = {
+            arm: teachers["rgb_teacher" if arm.control == "rgb_teacher" else None] for arm in preparation.plan.arms
+        }
         # Seed by seed, so that what an interrupted comparison leaves is complete pairs.
         jobs = [
-            (self._job(arm, teacher, text, seed), teacher)
+            [self._job(arm, teacher, text, seed) for arm, teacher in of_arm.items()]
             for seed in preparation.configuration.experiment.seeds
-            for arm in preparation.plan.arms
-            for teacher in [teachers["rgb_teacher" if arm.control == "rgb_teacher" else None]]
         ]
-        made = self._on_ray(jobs, text, self.ray) if self.ray is not None else {}
-        for job, teacher in jobs:
-            cells[job.arm].append(made.get((job.arm, job.seed)) or self._cell(job, teacher, text))
+        networks = {arm: teacher.network for arm, teacher in of_arm.items()}
+        on_ray = (
+            None
+            if self.ray is None
+            else self._on_ray([job for of_seed in jobs for job in of_seed], networks, text, self.ray)
+        )
+        for of_seed in jobs:
+            made = self._runs(of_seed, networks, text) if on_ray is None else on_ray
+            for job in of_seed:
+                cells[job.arm].append(made[job.arm, job.seed])
         if self.processes is not None and not self.processes.is_main:
             # The first process knows when the files are there that the results are read from.
             found: dict[str, Any] = self.processes.from_main(None)
@@ -101,7 +108,7 @@ class Comparison:
             predictions=lambda arm, seed: self.output.cell(arm, seed) / PREDICTIONS,
             dataset=describe_dataset(preparation.dataset),
             teachers=[self._describe_teacher(role, teacher) for role, teacher in teachers.items()],
-            text=None if text is None else _describe_text(text, zero_shot),
+            text=guide.described,
             notices=preparation.plan.notices,
         )
         return results if self.processes is None else self.processes.from_main(results)
@@ -113,43 +120,6 @@ class Comparison:
         if any(arm.control == "rgb_teacher" for arm in self.preparation.plan.arms):
             teachers["rgb_teacher"] = self._teacher("rgb")
         return teachers
-
-    def _text(self) -> tuple[TextEmbeddings | None, float | None]:
-        """Returns the text embeddings and, for the small CLIP, its zero-shot accuracy on the test split in percent."""
-        if not self.preparation.needs_small_clip:
-            return self.preparation.text, None
-        dataset, start = self.preparation.dataset, time.perf_counter()
-        settings = {name: setting.value for name, setting in SMALL_CLIP_SETTINGS.items()}
-        settings |= self.preparation.configuration.resolved.given[SMALL_CLIP]
-        clip = train_small_clip(
-            images_of(dataset.train),
-            dataset.train.labels,
-            images_of(dataset.validation),
-            dataset.validation.labels,
-            dataset.class_names,
-            cache_dir=self.cache_dir,
-            view_settings=self._view_settings(),
-            progress=lambda epoch, top1: self.say(f"small CLIP, epoch {epoch}/{settings['epochs']}: val {top1:.2f} %"),
-            **settings,
-        )
-        self.seconds.small_clip = round(time.perf_counter() - start, 3)
-        test = images_of(dataset.test)
-        zero_shot = round(zero_shot_accuracy(clip.folder, test, dataset.test.labels, dataset.class_names), 4)
-        self.say(
-            f"small CLIP: zero-shot top-1 on the test set {zero_shot:.2f} % (epoch {clip.epoch}, chosen by validation)"
-        )
-        text = text_embeddings(dataset.class_names, clip.folder, views=VIEW_NAMES, cache_dir=self.cache_dir)
-        # Its folder's name is this machine's business; results name what it is.
-        return dataclasses.replace(text, source=SMALL_CLIP), zero_shot
-
-    def _view_settings(self) -> ViewSettings:
-        """Returns the thresholds and scales of the views, so that both teachers learn those that the enhancer shows."""
-        configuration = self.preparation.configuration
-        given: dict[str, Any] = {}
-        for enhancer in reversed(configuration.enhancers):  # the first one's count
-            given |= configuration.settings_of(enhancer)
-        names = {field.name for field in dataclasses.fields(ViewSettings)}
-        return ViewSettings(**{name: value for name, value in given.items() if name in names})
 
     def _teacher(self, views: str) -> TrainedTeacher:
         experiment, start = self.preparation.configuration.experiment, time.perf_counter()
@@ -163,7 +133,7 @@ class Comparison:
             checkpoint=experiment.teacher_checkpoint,
             progress=self.progress,
             device=experiment.device if self.processes is None else self.processes.device(experiment.device),
-            view_settings=self._view_settings(),
+            view_settings=view_settings_of(self.preparation.configuration),
             pretrained=experiment.teacher_pretrained,
             loading=loading_of(experiment),
             checkpoint_seconds=self.checkpoint_seconds,
@@ -195,19 +165,13 @@ class Comparison:
         return Job(arm, seed, self.output.cell(arm, seed), identity)
 
     def _on_ray(
-        self, jobs: list[tuple[Job, TrainedTeacher]], text: TextEmbeddings | None, options: RayOptions
+        self, jobs: list[Job], networks: dict[ArmSpec, nn.Module], text: TextEmbeddings | None, options: RayOptions
     ) -> dict[tuple[ArmSpec, int], Cell]:
         """Makes all runs that are not there as Ray tasks."""
         from tmkd_plugin.bench.ray_engine import run_on_ray
 
-        made: dict[tuple[ArmSpec, int], Cell] = {}
-        missing = []
-        for job, teacher in jobs:
-            there = finished_cell(job, self.say)
-            if there is None:
-                missing.append((job, teacher.network))
-            else:
-                made[job.arm, job.seed] = there
+        made = self._made_before(jobs)
+        missing = [(job, networks[job.arm]) for job in jobs if (job.arm, job.seed) not in made]
         if missing:
             for ended in run_on_ray(
                 missing, self.preparation, text, options=options, progress=self.progress, say=self.say
@@ -216,35 +180,35 @@ class Comparison:
                 self._note_seconds(ended.job, ended.seconds)
         return made
 
+    def _made_before(self, jobs: list[Job]) -> dict[tuple[ArmSpec, int], Cell]:
+        """Returns the runs that are there and whole."""
+        there = {(job.arm, job.seed): finished_cell(job, self.say) for job in jobs}
+        return {key: cell for key, cell in there.items() if cell is not None}
+
     def _note_seconds(self, job: Job, seconds: float | None) -> None:
         if seconds is not None:
             self.seconds.arms.setdefault(job.arm.name, {})[str(job.seed)] = round(seconds, 3)
 
-    def _cell(self, job: Job, teacher: TrainedTeacher, text: TextEmbeddings | None) -> Cell:
-        """Returns a run: the one that is there, or the rest of one that was stopped, or a new one."""
+    def _runs(
+        self, jobs: list[Job], networks: dict[ArmSpec, nn.Module], text: TextEmbeddings | None
+    ) -> dict[tuple[ArmSpec, int], Cell]:
+        """Returns the runs of a seed: those that are there, the rest of those that were stopped, and new ones."""
         processes = self.processes
-        there = finished_cell(job, self.say) if processes is None or processes.is_main else None
+        made = self._made_before(jobs) if processes is None or processes.is_main else {}
         if processes is not None:
-            there = processes.from_main(there)
-        if there is not None:
-            return there
-        cell, seconds = train_cell(
+            made = processes.from_main(made)
+        missing = [job for job in jobs if (job.arm, job.seed) not in made]
+        for job, cell, seconds in train_cells(
             self.preparation,
-            job,
-            teacher.network,
+            missing,
+            networks,
             text,
             progress=self.progress,
             say=self.say,
             checkpoint_seconds=self.checkpoint_seconds,
             tensorboard=self.tensorboard,
             processes=processes,
-        )
-        self._note_seconds(job, seconds)
-        return cell
-
-
-def _describe_text(text: TextEmbeddings, zero_shot: float | None) -> dict[str, Any]:
-    described: dict[str, Any] = {"source": text.source, "text_views": text.text_views}
-    if zero_shot is not None:
-        described["zero_shot_test_top1"] = zero_shot
-    return described
+        ):
+            made[job.arm, job.seed] = cell
+            self._note_seconds(job, seconds)
+        return made

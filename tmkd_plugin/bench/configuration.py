@@ -10,11 +10,12 @@ from typing import Any, get_type_hints
 
 from tmkd_plugin.baselines import BASELINES, baseline_class
 from tmkd_plugin.baselines.catkd_pairs import published_settings
-from tmkd_plugin.bench.arms import ENHANCERS, ArmSpec, check_enhancers, enhancer_class, expand_baselines
+from tmkd_plugin.bench.arms import ENHANCERS, ArmSpec, check_enhancers, enhancer_class, expand_baselines, parts_of
 from tmkd_plugin.config import COMMAND_LINE, Experiment, Layer, Resolved, Section, resolve
 from tmkd_plugin.config_checks import checked_value, unknown_key
 from tmkd_plugin.errors import InputError
 from tmkd_plugin.presets import EMBEDDED_DATASET, load_preset, preset_for
+from tmkd_plugin.richkd_settings import RichKDSettings
 from tmkd_plugin.settings import Setting
 from tmkd_plugin.tmkd_settings import TMKDSettings
 from tmkd_plugin.training.recipes import recipe_values
@@ -31,7 +32,10 @@ SMALL_CLIP_SETTINGS = {
 }
 VIEWS = Setting(list(VIEW_NAMES), "paper", "the views that the teacher is shown")
 """An argument of the enhancers that is no number of the method; see ``TMKDEnhancer``."""
-ENHANCER_SETTINGS: dict[str, tuple[type, ...]] = {"tmkd": (TMKDSettings, ViewSettings)}
+ENHANCER_SETTINGS: dict[str, tuple[type, ...]] = {
+    "tmkd": (TMKDSettings, ViewSettings),
+    "richkd": (RichKDSettings,),
+}
 _NETWORKS = (
     "self",
     "student",
@@ -76,12 +80,15 @@ class Configuration:
         """Returns what is given for a baseline or enhancer; the rest has its defaults."""
         return dict(self.resolved.given[section_name(method)])
 
-    def enhancer_settings(self, arm: ArmSpec) -> dict[str, Any]:
-        """Returns what is given for the enhancer of an arm, with what its variant changes."""
-        if arm.enhancer is None:
-            return {}
+    def enhancer_settings(self, arm: ArmSpec, part: str) -> dict[str, Any]:
+        """Returns what is given for one of the enhancers of an arm, with what its variant changes."""
         changed = self.experiment.variants[arm.variant] if arm.variant else {}
-        return {**self.settings_of(arm.enhancer), **changed}
+        return {**self.settings_of(part), **changed}
+
+    @property
+    def enhancer_parts(self) -> list[str]:
+        """Every enhancer that takes part, alone or around another, each once."""
+        return list(dict.fromkeys(part for name in self.enhancers for part in parts_of(name)))
 
 
 def configure(flags: Mapping[str, Any], assignments: Mapping[str, Any], preset: str | None = None) -> Configuration:
@@ -115,6 +122,11 @@ def configure(flags: Mapping[str, Any], assignments: Mapping[str, Any], preset: 
     _check_recipes(resolved)
     _check_variants(resolved.experiment, enhancers, sections)
     return Configuration(_without_unused(resolved, baselines, enhancers), baselines, enhancers, preset)
+
+
+def logit_kl_source(enhancers: Sequence[str]) -> str:
+    """Returns the enhancer whose weight and temperature the control with a logit KL takes: the first one."""
+    return parts_of(enhancers[0])[-1] if enhancers else "tmkd"
 
 
 def section_name(method: str) -> str:
@@ -209,7 +221,7 @@ def _with_recipes(layers: Sequence[Layer]) -> list[Layer]:
 def _check_variants(experiment: Experiment, enhancers: Sequence[str], sections: Mapping[str, Section]) -> None:
     if not experiment.variants:
         return
-    if len(enhancers) != 1:
+    if len(enhancers) != 1 or enhancers[0] not in ENHANCERS:
         raise InputError(f"variants: need one enhancer to vary, got {', '.join(enhancers) or 'none'}.")
     section, problems = sections[enhancers[0]], []
     for name, settings in experiment.variants.items():
@@ -262,9 +274,9 @@ def _check_recipes(resolved: Resolved) -> None:
 def _without_unused(resolved: Resolved, baselines: Sequence[str], enhancers: Sequence[str]) -> Resolved:
     """Leaves out of the description what has no influence on the results."""
     experiment = resolved.experiment
-    methods = {section_name(name) for name in baselines} | set(enhancers)
+    methods = {section_name(name) for name in baselines} | {part for name in enhancers for part in parts_of(name)}
     if experiment.controls:
-        methods |= set(ENHANCERS)  # the control with a logit KL takes its weight and temperature from there
+        methods.add(logit_kl_source(enhancers))
     unused = set(resolved.given) - methods - set(RECIPES) - {SMALL_CLIP}
     if not enhancers:
         unused |= {"text", SMALL_CLIP}

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from tmkd_plugin.baselines import baseline_class, build_baseline
-from tmkd_plugin.bench.arms import STUDENT_ALONE, ArmSpec, Plan, enhancer_class, plan_arms
+from tmkd_plugin.baselines import baseline_class
+from tmkd_plugin.bench.arms import Plan, parts_of, plan_arms
 from tmkd_plugin.bench.configuration import SMALL_CLIP, Configuration
-from tmkd_plugin.bench.controls import WithLogitKL
+from tmkd_plugin.bench.distillers import build_distiller, logit_kl_of
+from tmkd_plugin.clip_guidance import with_stand_in
+from tmkd_plugin.clip_teacher import clip_source
 from tmkd_plugin.data import ImageDataset, evaluation_batches, load_dataset
 from tmkd_plugin.distiller_return import read_return
 from tmkd_plugin.errors import InputError, unknown_name
 from tmkd_plugin.prompts import check_class_names
 from tmkd_plugin.randomness import forked_random_state
+from tmkd_plugin.richkd_settings import RichKDSettings
+from tmkd_plugin.sample_ids import ids_for
 from tmkd_plugin.text_teacher import DEFAULT_TEXT_MODEL, TextEmbeddings, text_embeddings
-from tmkd_plugin.tmkd_settings import TMKDSettings
 from tmkd_plugin.training.teacher_store import loading_of
-from tmkd_plugin.training.teachers import Classifier
 from tmkd_plugin.views import VIEW_NAMES
 from tmkd_plugin.zoo import build_network
 
@@ -53,63 +52,12 @@ class Preparation:
         """Whether the text embeddings are those of a small CLIP that is trained on the data set."""
         return bool(self.configuration.enhancers) and self.configuration.experiment.text == SMALL_CLIP
 
-    def student(self, seed: int) -> nn.Module:
-        """Builds the student as it starts; every arm of a seed starts with the same weights."""
-        experiment = self.configuration.resolved.experiment
-        return build_network(
-            experiment.student,
-            self.dataset.num_classes,
-            pretrained=experiment.student_pretrained,
-            seed=seed,
-            image_size=self.dataset.image_size,
-        )
-
-    def distiller(self, arm: ArmSpec, teacher: nn.Module, text: TextEmbeddings | None, seed: int) -> nn.Module:
-        """Builds an arm's distiller around a fresh student and a copy of the teacher.
-
-        Raises:
-            InputError: The method refuses the networks or its settings.
-        """
-        student = self.student(seed)
-        if arm.baseline == STUDENT_ALONE:
-            return Classifier(student)
-        # A copy: no arm can leave anything in the networks of another.
-        teacher = copy.deepcopy(teacher)
-        # Heads of a user's own distiller are drawn from the global generator, alike in every arm.
-        with forked_random_state(seed, "distiller initialisation"):
-            distiller: nn.Module = build_baseline(arm.baseline, student, teacher, **self._settings(arm.baseline, seed))
-            if arm.enhancer is not None:
-                distiller = self._enhanced(distiller, arm, text, seed)
-            elif arm.control == "logit_kl":
-                distiller = self._with_logit_kl(distiller)
-        return distiller
-
-    def _settings(self, baseline: str, seed: int) -> dict[str, Any]:
-        settings = self.configuration.settings_of(baseline)
-        parameters = inspect.signature(baseline_class(baseline)).parameters
-        for name, value in (("seed", seed), ("input_size", self.dataset.image_size)):
-            if name in parameters:
-                settings.setdefault(name, value)
-        return settings
-
-    def _enhanced(self, distiller: nn.Module, arm: ArmSpec, text: TextEmbeddings | None, seed: int) -> nn.Module:
-        enhanced: nn.Module = enhancer_class(str(arm.enhancer))(
-            distiller,
-            self.dataset.class_names,
-            text=text,
-            mean=self.dataset.mean,
-            std=self.dataset.std,
-            seed=seed,
-            input_size=self.dataset.image_size,
-            **self.configuration.enhancer_settings(arm),
-        )
-        return enhanced
-
-    def _with_logit_kl(self, distiller: nn.Module) -> nn.Module:
-        given = self.configuration.settings_of("tmkd")
-        weight, temperature = given.get("logit_weight"), given.get("temperature", TMKDSettings().temperature)
-        weight = 1.0 if weight is None else weight
-        return WithLogitKL(distiller, weight=weight, temperature=temperature, input_size=self.dataset.image_size)
+    @property
+    def clip_images(self) -> set[str]:
+        """Which images CLIP is asked about: ``"once"``, ``"augmented"``, both, or none where no arm is RichKD's."""
+        arms = [arm for arm in self.plan.arms if arm.enhancer and "richkd" in parts_of(arm.enhancer)]
+        settings = [RichKDSettings(**self.configuration.enhancer_settings(arm, "richkd")) for arm in arms]
+        return {each.clip_images or "once" for each in settings}
 
 
 def prepare(configuration: Configuration, cache_dir: Path, say: Callable[[str], None] | None = None) -> Preparation:
@@ -130,6 +78,8 @@ def prepare(configuration: Configuration, cache_dir: Path, say: Callable[[str], 
     text = None
     if configuration.enhancers and experiment.text != SMALL_CLIP:
         _check_text_name(experiment.text)
+        if "richkd" in configuration.enhancer_parts:
+            clip_source(experiment.text)  # refuses what has no image encoder
         text = text_embeddings(dataset.class_names, experiment.text, views=VIEW_NAMES, cache_dir=cache_dir)
     preparation = Preparation(configuration, dataset, plan, text)
     _try_every_arm(preparation)
@@ -143,22 +93,22 @@ def _plan(configuration: Configuration) -> Plan:
         no_rgb_teacher = "the recipe of the teacher in the checkpoint is not known here"
     elif experiment.teacher_views == "rgb":
         no_rgb_teacher = "the teacher of all arms is one already"
-    given_weight = configuration.settings_of("tmkd").get("logit_weight")
     return plan_arms(
         configuration.baselines,
         configuration.enhancers,
         controls=experiment.controls,
-        adds_logit_kl={name: _adds_logit_kl(name, given_weight) for name in configuration.baselines},
+        adds_logit_kl={name: _adds_logit_kl(name, configuration) for name in configuration.baselines},
         no_rgb_teacher=no_rgb_teacher,
         variants=list(experiment.variants),
         student_alone=experiment.student_alone,
     )
 
 
-def _adds_logit_kl(baseline: str, given_weight: float | None) -> bool:
-    """Says whether the enhancer adds a KL of logits to a baseline; see ``TMKDSettings.logit_weight``."""
-    if given_weight is not None:
-        return given_weight > 0
+def _adds_logit_kl(baseline: str, configuration: Configuration) -> bool:
+    """Says whether the first enhancer adds a KL of logits to a baseline; see ``TMKDSettings.logit_weight``."""
+    weight, _ = logit_kl_of(configuration)
+    if weight is not None:
+        return weight > 0
     return getattr(baseline_class(baseline), "has_logit_kl", None) is False
 
 
@@ -202,12 +152,14 @@ def _try_every_arm(preparation: Preparation) -> None:
         # Only its shape counts in a trial step; the small CLIP itself is not trained before everything else has been checked.
         shape = (len(VIEW_NAMES), dataset.num_classes, 1)
         text = TextEmbeddings(torch.ones(shape), "per view", SMALL_CLIP, views=VIEW_NAMES)
+    if preparation.clip_images and text is not None:
+        text = with_stand_in(text, dataset.train.ids, dataset.class_names)
     batch = next(iter(evaluation_batches(dataset.train, dataset.mean, dataset.std, batch_size=TRIAL_IMAGES)))
     seed = experiment.seeds[0]
     for arm in preparation.plan.arms:
         with _said_of(arm.title), forked_random_state(seed, "trial step"):
-            distiller = preparation.distiller(arm, teacher, text, seed).train()
-            read_return(distiller(batch.images, batch.labels))
+            distiller = build_distiller(preparation, arm, teacher, text, seed).train()
+            read_return(distiller(batch.images, batch.labels, **ids_for(distiller, batch.ids)))
 
 
 def describe_dataset(dataset: ImageDataset) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tmkd_plugin.bench.cell import Job, train_cell
+from tmkd_plugin.bench.cell import Job, train_cells
 from tmkd_plugin.bench.preparation import Preparation
 from tmkd_plugin.bench.results import Cell
 from tmkd_plugin.errors import InputError
@@ -158,10 +158,10 @@ def _task(shared: tuple[Preparation, TextEmbeddings | None, int], teacher: nn.Mo
     preparation = _writable(preparation)
     with tempfile.TemporaryDirectory(prefix="tmkd-") as name:
         local = dataclasses.replace(job, folder=Path(name))
-        cell, seconds = train_cell(
+        ((_, cell, seconds),) = train_cells(
             preparation,
-            local,
-            teacher,
+            [local],
+            {local.arm: teacher},
             text,
             progress=_Sent(events, job.title),
             say=lambda line: events.put.remote(("say", job.title, line)),

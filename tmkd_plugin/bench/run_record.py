@@ -13,9 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tmkd_plugin.bench.arms import STUDENT_ALONE, ArmSpec
-from tmkd_plugin.bench.configuration import Configuration, section_name
+from tmkd_plugin.bench.arms import STUDENT_ALONE, ArmSpec, parts_of
+from tmkd_plugin.bench.configuration import Configuration, logit_kl_source, section_name
 from tmkd_plugin.bench.results import Cell
+from tmkd_plugin.clip_guidance import ClipGuidance
 from tmkd_plugin.config import Experiment
 from tmkd_plugin.errors import InputError
 from tmkd_plugin.text_teacher import TextEmbeddings
@@ -30,7 +31,7 @@ SELECTION = ("baseline", "enhancer", "variants", "controls", "student_alone", "s
 """Values that say which runs there are, and nothing about any of them."""
 ACCELERATION = ("precision", "accumulation_steps", "clip_norm", "compile", "channels_last", "sync_batch_norm")
 """Values that decide how a batch is computed; one that is off is no part of a run's identity, as before it existed."""
-PLACE = ("data_dir", "download", "workers")
+PLACE = ("data_dir", "download", "workers", "arms_at_once")
 """Values that decide where data come from and how fast, and no result."""
 
 
@@ -51,15 +52,15 @@ def identity_of(
         seed: The seed.
         dataset: What ``results.json`` says of the images.
         teacher_sha256: The hash of the weights of the arm's teacher.
-        text: The text embeddings; they count for enhanced arms only.
+        text: The text embeddings, which count for TMKD's arms, with CLIP's answers, which count for RichKD's.
     """
     described = configuration.resolved.described
     alone = arm.baseline == STUDENT_ALONE
     methods = set() if alone else {section_name(arm.baseline)}
-    if arm.enhancer:
-        methods.add(arm.enhancer)
+    enhancers = parts_of(arm.enhancer) if arm.enhancer else []
+    methods.update(enhancers)
     if arm.control == "logit_kl":
-        methods.add("tmkd")  # its weight and temperature are taken from there
+        methods.add(logit_kl_source(configuration.enhancers))
     own = {name: _values(described[name]) for name in sorted(methods) if name in described}
     if arm.variant:
         own[str(arm.enhancer)] = {**own[str(arm.enhancer)], **configuration.experiment.variants[arm.variant]}
@@ -73,8 +74,10 @@ def identity_of(
         "training": _values(described["training"]),
         "settings": own,
         "teacher_sha256": None if alone else teacher_sha256,
-        "text_sha256": None if arm.enhancer is None or text is None else _tensor_sha256(text),
+        "text_sha256": _text_sha256(text) if text is not None and "tmkd" in enhancers else None,
     }
+    if isinstance(text, ClipGuidance) and "richkd" in enhancers:
+        identity["clip_sha256"] = text.sha256(own["richkd"].get("clip_images"))
     plain: dict[str, Any] = json.loads(json.dumps(identity))
     return plain
 
@@ -140,7 +143,7 @@ def _digest(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
-def _tensor_sha256(text: TextEmbeddings) -> str:
+def _text_sha256(text: TextEmbeddings) -> str:
     tensor = text.tensor.detach().cpu().contiguous()
     digest = hashlib.sha256(f"{tuple(tensor.shape)} {tensor.dtype} {text.views}".encode())
     digest.update(tensor.numpy().tobytes())

@@ -109,6 +109,9 @@ def _seconds(arm: Mapping[str, Any], timing: Mapping[str, Any]) -> str:
     return f"{mean_and_sd(seconds)[0]:.1f}" if seconds else ""
 
 
+_ASKED = {"once": "every training image once, without augmentation", "augmented": "every batch as the teacher sees it"}
+
+
 def teacher_lines(results: Mapping[str, Any]) -> list[str]:
     """Says for each teacher, view by view, how good it is on the test set, and on the plain average of its logits."""
     lines = []
@@ -123,6 +126,10 @@ def teacher_lines(results: Mapping[str, Any]) -> list[str]:
             f"Text teacher {text['source']} (text_views: {text['text_views']})"
             + (f", zero-shot test top-1 {zero_shot:.2f} %." if zero_shot is not None else ".")
         )
+        asked = " and ".join(_ASKED[name] for name in text.get("clip_images", []))
+        if asked:
+            trained = ", trained on the training images of this comparison alone" if zero_shot is not None else ""
+            lines.append(f"RichKD's CLIP {text['source']}{trained}, was asked about {asked}.")
     return lines
 
 

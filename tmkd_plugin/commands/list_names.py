@@ -34,12 +34,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _baseline_lines() -> list[str]:
     from tmkd_plugin.baselines import BASELINES, baseline_class
-    from tmkd_plugin.bench.arms import enhancer_class, title_of
+    from tmkd_plugin.bench.arms import ENHANCERS, enhancer_class, title_of
     from tmkd_plugin.bench.configuration import section_of
 
     lines = []
     methods = [(name, baseline_class(name)) for name in BASELINES]
-    for name, method in [*methods, ("tmkd", enhancer_class("tmkd"))]:
+    for name, method in [*methods, *((name, enhancer_class(name)) for name in ENHANCERS)]:
         lines.append(f"{name} ({title_of(name)})" + (": the enhancer" if name == "tmkd" else ""))
         for key, setting in (section_of(method).settings or {}).items():
             lines.append(f"    {name}.{key}={setting.value}  {setting.meaning} [{setting.source}]")

@@ -8,11 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from tmkd_plugin.distiller_return import DistillerReturn, read_return
+from tmkd_plugin.sample_ids import ids_for
 from tmkd_plugin.training.precision import Precision
 
 
 def accumulate(
-    distiller: nn.Module, precision: Precision, images: Tensor, labels: Tensor, *, parts: int = 1
+    distiller: nn.Module,
+    precision: Precision,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    ids: Tensor | None = None,
+    parts: int = 1,
 ) -> DistillerReturn:
     """Adds the gradients of a batch's loss to those that are there.
 
@@ -24,6 +31,7 @@ def accumulate(
         precision: Runs the passes.
         images: (B, 3, H, W).
         labels: (B,) int64 or (B, K) probabilities.
+        ids: (B,) int64, which samples the images are, for a distiller that asks for it.
         parts: How many parts, at most B are made; one part is the batch itself.
 
     Returns:
@@ -31,9 +39,11 @@ def accumulate(
     """
     parts = min(parts, len(images))
     results, weights = [], []
-    for piece, of_piece in zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True):
+    rows = torch.arange(len(images), device=images.device).tensor_split(parts)
+    for piece, of_piece, part in zip(images.tensor_split(parts), labels.tensor_split(parts), rows, strict=True):
+        known = {} if ids is None else ids_for(distiller, ids[part])
         with precision.forward_context():
-            result = read_return(distiller(piece, of_piece))
+            result = read_return(distiller(piece, of_piece, **known))
         if parts == 1:
             precision.backward(result.loss)
             return result

@@ -116,12 +116,13 @@ class Arm:
         if isinstance(teacher, nn.Module):
             teacher.eval()
 
-    def step(self, images: Tensor, labels: Tensor) -> None:
+    def step(self, images: Tensor, labels: Tensor, ids: Tensor | None = None) -> None:
         """Trains on one batch.
 
         Args:
             images: (B, 3, H, W), normalised, on the arm's device.
             labels: (B,) int64 or (B, K) probabilities.
+            ids: (B,) int64, the place of each image in the data set's own order, for a distiller that asks for it.
 
         Raises:
             NonFiniteLossError: The loss is NaN or infinite; on a CPU no weight has been touched by it.
@@ -135,7 +136,7 @@ class Arm:
         with forked_random_state(self.seed, "training step", self.epoch, self.steps_done):
             self._optimiser.zero_grad(set_to_none=True)
             result = accumulate(
-                self.distiller, self._precision, images, labels, parts=self.acceleration.accumulation_steps
+                self.distiller, self._precision, images, labels, ids=ids, parts=self.acceleration.accumulation_steps
             )
         self._stop_if(self._meter.add(result, labels))
         if self.processes is not None:
