@@ -50,14 +50,37 @@ class ModelOutput:
     feature_map: Tensor | None
 
 
-class _Recorder:
-    """Keeps what the hooks saw; its attributes are plain so that ``torch.compile`` can trace the hooks."""
+@dataclass(frozen=True)
+class Place:
+    """Where in a network is recorded; the same place in a copy of the network.
 
-    def __init__(self) -> None:
+    Attributes:
+        classifier: Dotted name of the module whose input is the pooled features; None for none.
+        map: Dotted name of the module at which the last feature map passes; None for none.
+        map_is_input: Whether the map is that module's input.
+    """
+
+    classifier: str | None
+    map: str | None
+    map_is_input: bool
+
+
+class Recorder:
+    """Keeps what hooks saw of a call; its attributes are plain so that ``torch.compile`` can trace the hooks.
+
+    Args:
+        place: Where the hooks are.
+        keeps_return: Whether to keep what the network returned.
+    """
+
+    def __init__(self, place: Place, *, keeps_return: bool = False) -> None:
+        self.place = place
+        self.keeps_return = keeps_return
         self.active = False
         self.clear()
 
     def clear(self) -> None:
+        """Forgets the call."""
         self.complete = False
         self.passing_map: Tensor | None = None
         self.pooled: Tensor | None = None
@@ -67,6 +90,7 @@ class _Recorder:
         self.returned: Any = None
 
     def on_classifier(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        """Sees the last linear layer at work."""
         pooled = args[0] if args else kwargs["input"]
         # The first of several calls counts, but one that can be trained counts more than one made under no_grad.
         if self.active and (not self.complete or (self.pooled_is_constant and pooled.requires_grad)):
@@ -75,6 +99,50 @@ class _Recorder:
             self.logits = output
             self.feature_map = self.passing_map
             self.complete = True
+
+    @contextlib.contextmanager
+    def listening(self, network: nn.Module) -> Iterator[None]:
+        """Records calls of the network inside the block."""
+        self.clear()
+        self.active = True
+        handles = self._attach(network)
+        listeners = network.__dict__.setdefault(LISTENERS, [])
+        listeners.append(self)
+        try:
+            yield
+        finally:
+            listeners.remove(self)
+            if not listeners:
+                del network.__dict__[LISTENERS]
+            self.active = False
+            for handle in handles:
+                handle.remove()
+            self.clear()
+
+    @property
+    def hooks_inside(self) -> int:
+        """How many hooks it has on modules inside the network."""
+        return sum(bool(name) for name in (self.place.classifier, self.place.map))
+
+    def hear(self, heard: Mapping[str, Any]) -> None:
+        """Records what another one, at the same place, :meth:`heard` of a call that this one did not see."""
+        self.passing_map = heard["passing_map"]
+        if heard["pooled"] is not None:
+            self.on_classifier(_NOWHERE, (heard["pooled"],), {}, heard["logits"])
+
+    def _attach(self, network: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
+        handles, place = [], self.place
+        if place.classifier is not None:
+            classifier = network.get_submodule(place.classifier)
+            handles.append(classifier.register_forward_hook(self.on_classifier, with_kwargs=True))
+        if place.map is not None and place.map_is_input:
+            passing = network.get_submodule(place.map)
+            handles.append(passing.register_forward_pre_hook(self.on_map_input, with_kwargs=True))
+        elif place.map is not None:
+            handles.append(network.get_submodule(place.map).register_forward_hook(self.on_map_output))
+        if self.keeps_return:
+            handles.append(network.register_forward_hook(self.on_return))
+        return handles
 
     def heard(self) -> dict[str, Any]:
         """Returns what has been recorded so far."""
@@ -87,14 +155,17 @@ class _Recorder:
                 setattr(self, name, map_leaves(change, value))
 
     def on_map_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Sees the map enter a module."""
         if self.active:
             self.passing_map = args[0] if args else kwargs["input"]
 
     def on_map_output(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        """Sees the map leave a module."""
         if self.active:
             self.passing_map = output
 
     def on_return(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Sees what the network returns."""
         if self.active and self.returned is None:
             self.returned = output
 
@@ -116,7 +187,9 @@ class OutputReader:
         self.model = model
         self.role = role
         self.plan: OutputPlan = plan_outputs(model, role, input_size)
-        self._recorder = _Recorder()
+        plan = self.plan
+        place = Place(_name_of(plan.classifier, model), _name_of(plan.map_module, model), plan.map_is_input)
+        self._recorder = Recorder(place, keeps_return=not plan.classifier_gives_logits)
 
     @property
     def num_classes(self) -> int:
@@ -147,22 +220,8 @@ class OutputReader:
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
         """Records the first call of the network that somebody makes inside the block; :meth:`recorded` returns it."""
-        recorder = self._recorder
-        recorder.clear()
-        recorder.active = True
-        handles = self._attach()
-        listeners = self.model.__dict__.setdefault(LISTENERS, [])
-        listeners.append(recorder)
-        try:
+        with self._recorder.listening(self.model):
             yield
-        finally:
-            listeners.remove(recorder)
-            if not listeners:
-                del self.model.__dict__[LISTENERS]
-            recorder.active = False
-            for handle in handles:
-                handle.remove()
-            recorder.clear()
 
     def recorded(self, returned: Any = None) -> ModelOutput:
         """Returns what was recorded and forgets it, so that the block can record the next call.
@@ -231,15 +290,9 @@ class OutputReader:
         tensors = leaves(returned)
         return tensors[self.plan.logits_index] if self.plan.logits_index < len(tensors) else None
 
-    def _attach(self) -> list[torch.utils.hooks.RemovableHandle]:
-        plan, recorder = self.plan, self._recorder
-        handles = []
-        if plan.classifier is not None:
-            handles.append(plan.classifier.register_forward_hook(recorder.on_classifier, with_kwargs=True))
-        if plan.map_module is not None and plan.map_is_input:
-            handles.append(plan.map_module.register_forward_pre_hook(recorder.on_map_input, with_kwargs=True))
-        elif plan.map_module is not None:
-            handles.append(plan.map_module.register_forward_hook(recorder.on_map_output))
-        if not plan.classifier_gives_logits:
-            handles.append(self.model.register_forward_hook(recorder.on_return))
-        return handles
+
+_NOWHERE = nn.Identity()
+
+
+def _name_of(module: nn.Module | None, network: nn.Module) -> str | None:
+    return next((name for name, each in network.named_modules() if each is module), None)

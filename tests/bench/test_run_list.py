@@ -77,7 +77,7 @@ def test_states_and_progress(finished, bench_words, cache, monkeypatch, capsys):
         return finish(*args)
 
     monkeypatch.setattr(trainer, "_finish", interrupted)
-    assert main([*bench_words, "--out", str(half)]) == 130
+    assert main([*bench_words, "--arms-at-once", "1", "--out", str(half)]) == 130
     assert seen == [True, True]
     assert not is_held(half)
     (stopped,) = listed(half, capsys)

@@ -32,7 +32,7 @@ from tmkd_plugin.training.teacher_store import (
     training_folder,
 )
 from tmkd_plugin.training.teachers import trained_teacher
-from tmkd_plugin.training.trainer import train_arms
+from tmkd_plugin.training.lockstep import train_arms
 from tmkd_plugin.training.view_training import top1_by_view, view_of, with_random_views
 from tmkd_plugin.views import VIEW_NAMES, ViewSettings, make_views
 from tmkd_plugin.zoo import build_network

@@ -187,6 +187,7 @@ def run(arguments: argparse.Namespace) -> int:
         "accumulation_steps",
         "clip_norm",
         "compile",
+        "arms_at_once",
     )
     flags = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     flags |= {name: True for name in ("controls", "channels_last", "sync_batch_norm") if getattr(arguments, name)}

@@ -1,4 +1,4 @@
-"""The options that say where runs are made: here, or on a Ray cluster."""
+"""The options that say how runs are made: here, side by side or one by one, or on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from tmkd_plugin.commands.parser import arms_at_once
 from tmkd_plugin.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,7 +21,13 @@ def add_engine(add: Callable[..., Any]) -> None:
     Args:
         add: ``add_argument`` of a parser or a group.
     """
-    add("--engine", choices=ENGINES, default="local", help="make runs here one by one, or as Ray tasks (extra ray)")
+    add(
+        "--arms-at-once",
+        metavar="auto|N",
+        type=arms_at_once,
+        help="arms that train side by side here and share the teacher's passes (default: auto, as many as fit into memory)",
+    )
+    add("--engine", choices=ENGINES, default="local", help="make runs here, or as Ray tasks (extra ray)")
     add(
         "--ray-address",
         metavar="ADDRESS",

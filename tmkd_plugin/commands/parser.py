@@ -58,6 +58,15 @@ def whole_number(text: str) -> int:
     return int(text)
 
 
+def arms_at_once(text: str) -> str | int:
+    """Reads an option that is ``auto`` or a whole number of at least 1."""
+    if text == "auto":
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected 'auto' or a whole number of at least 1, got '{text}'")
+    return int(text)
+
+
 def seconds(text: str) -> float:
     """Reads an option that is a time in seconds, at least 0."""
     try:

@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     from tmkd_plugin.bench.paper_tables.selection import Selection
     from tmkd_plugin.config import parse_assignments
 
-    names = ("seeds", "data_dir", "text", "device")
+    names = ("seeds", "data_dir", "text", "device", "arms_at_once")
     return make_table(
         TableOptions(
             table=arguments.table,

@@ -19,6 +19,7 @@ from tmkd_plugin.errors import TmkdNotice, unknown_name
 from tmkd_plugin.training.arm import Arm
 from tmkd_plugin.training.checkpoint import CHECKPOINT_SECONDS, Checkpoints
 from tmkd_plugin.training.files import json_line, save_tensors, sha256_of_file, write_bytes, write_json
+from tmkd_plugin.training.lockstep import train_arms
 from tmkd_plugin.training.progress import Progress
 from tmkd_plugin.training.recipes import recipe_name_of
 from tmkd_plugin.training.settings import TrainingSettings
@@ -34,7 +35,7 @@ from tmkd_plugin.training.teacher_store import (
     teacher_identity,
     training_folder,
 )
-from tmkd_plugin.training.trainer import check_splits, train_arms
+from tmkd_plugin.training.trainer import check_splits
 from tmkd_plugin.training.view_training import top1_by_view, with_random_views
 from tmkd_plugin.version import __version__
 from tmkd_plugin.views import ViewSettings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from tmkd_plugin.data.batches import Batch, batch_bounds, training_batches
 from tmkd_plugin.data.dataset import ImageDataset
 from tmkd_plugin.errors import InputError
+from tmkd_plugin.sample_ids import tell_samples
 from tmkd_plugin.training.acceleration import Acceleration
 from tmkd_plugin.training.arm import Arm
 from tmkd_plugin.training.checkpoint import Checkpoints
 from tmkd_plugin.training.distributed import Processes
 from tmkd_plugin.training.epoch_log import EpochLog
+from tmkd_plugin.training.lockstep import failing_alone, train_arms
 from tmkd_plugin.training.metrics import evaluate
-from tmkd_plugin.training.progress import Progress, SilentProgress
+from tmkd_plugin.training.progress import Progress
 from tmkd_plugin.training.run_folder import RunFolder
 from tmkd_plugin.training.settings import TrainingSettings
 from tmkd_plugin.training.sharding import sharded_networks
@@ -134,8 +136,12 @@ def train_distillers(
     tensorboard: bool = False,
     acceleration: Acceleration | None = None,
     processes: Processes | None = None,
+    on_failure: Callable[[str, Exception], None] | None = None,
 ) -> dict[str, ArmResult]:
-    """Trains several distillers side by side on the same batches; each gives the same bits as alone.
+    """Trains several distillers side by side on the same batches; on a CPU each gives the same bits as alone.
+
+    Distillers whose teachers hold the same tensors share what their teacher says of a batch and of its views; see
+    :func:`~tmkd_plugin.training.shared_teacher.shared_teachers`.
 
     Args:
         distillers: By name; no two may share a student.
@@ -149,19 +155,21 @@ def train_distillers(
         tensorboard: ...
         acceleration: ...
         processes: ...
+        on_failure: Called with the name and the error of one that failed, while the others go on; None raises the error.
 
     Returns:
-        The result of each name.
+        The result of each name that did not fail.
     """
     acceleration = acceleration or Acceleration()
     acceleration.check(device)
     train = dataset.train.to(device)
     steps = check_splits(dataset, settings)
-    arms = []
+    arms: list[Arm] = []
     for name, distiller in distillers.items():
-        acceleration.apply(distiller.to(device))
-        arms.append(
-            Arm(
+        with failing_alone(name, on_failure):
+            tell_samples(distiller, dataset.train.labels, dataset.train.ids)
+            acceleration.apply(distiller.to(device))
+            arm = Arm(
                 name,
                 distiller,
                 settings,
@@ -171,12 +179,11 @@ def train_distillers(
                 acceleration=acceleration,
                 processes=processes,
             )
-        )
-    for arm in arms:
-        arm.check(dataset)
-        found = checkpoints[arm.name].load() if checkpoints else None
-        if found is not None:
-            arm.restore(found)
+            arm.check(dataset)
+            found = checkpoints[name].load() if checkpoints else None
+            if found is not None:
+                arm.restore(found)
+            arms.append(arm)
     if processes is not None:
         processes.barrier()  # all have loaded before the first one writes
     writes = processes is None or processes.is_main
@@ -212,70 +219,14 @@ def train_distillers(
             stack.callback(log.close)
         for arm in arms:
             stack.enter_context(sharded_networks(arm.distiller, processes))
-        batch_seconds = train_arms(arms, batches, dataset, after_epoch=save, progress=progress, checkpoints=kept)
-        return {arm.name: _finish(arm, dataset, files.get(arm.name), batch_seconds) for arm in arms}
-
-
-def train_arms(
-    arms: Sequence[Arm],
-    batches: Callable[[int], Iterable[Batch]],
-    dataset: ImageDataset,
-    *,
-    after_epoch: Callable[[Arm, dict[str, Any]], None],
-    progress: Progress | None = None,
-    checkpoints: Mapping[str, Checkpoints] | None = None,
-) -> float:
-    """Runs every epoch of arms that share a recipe, from wherever each of them is.
-
-    Args:
-        arms: At least one, fresh or restored from a checkpoint.
-        batches: The batches of an epoch, which counts from 1.
-        dataset: Where the validation split is taken from.
-        after_epoch: Called with each arm and its record when its epoch is done.
-        progress: What shows how far it is; None for nothing.
-        checkpoints: Where the state of each arm is kept, by name; None for nowhere.
-
-    Returns:
-        The seconds that the making of the batches took.
-    """
-    progress = progress or SilentProgress()
-    epochs, device = arms[0].settings.epochs, next(arms[0].student.parameters()).device
-    batch_seconds = 0.0
-    try:
-        for arm in arms:
-            progress.begin(arm.name, arm.seed, epochs, arm.steps_per_epoch)
-        for epoch in range(1, epochs + 1):
-            behind = [arm for arm in arms if len(arm.history) < epoch]
-            if not behind:
-                continue
-            for arm in behind:
-                arm.begin_epoch(epoch)
-            start = time.perf_counter()
-            for step, batch in enumerate(batches(epoch)):
-                images, labels = batch.images.to(device), batch.labels.to(device)
-                batch_seconds += time.perf_counter() - start
-                for arm in behind:
-                    if arm.steps_done > step:  # before its checkpoint
-                        continue
-                    arm.step(images, labels)
-                    progress.step(arm.name)
-                    _save_if_due(arm, checkpoints)
-                start = time.perf_counter()
-            for arm in behind:
-                record = arm.end_epoch(dataset)
-                after_epoch(arm, record)
-                progress.epoch(arm.name, epoch, record["losses"]["loss"], record["val_top1"])
-                _save_if_due(arm, checkpoints)
-    finally:
-        for arm in arms:
-            progress.end(arm.name)
-    return batch_seconds
-
-
-def _save_if_due(arm: Arm, checkpoints: Mapping[str, Checkpoints] | None) -> None:
-    if checkpoints and checkpoints[arm.name].due:
-        snapshot = arm.snapshot()
-        checkpoints[arm.name].save(snapshot.tensors, snapshot.state)
+        batch_seconds = train_arms(
+            arms, batches, dataset, after_epoch=save, progress=progress, checkpoints=kept, on_failure=on_failure
+        )
+        results = {}
+        for arm in list(arms):
+            with failing_alone(arm.name, on_failure):
+                results[arm.name] = _finish(arm, dataset, files.get(arm.name), batch_seconds)
+        return results
 
 
 def check_splits(dataset: ImageDataset, settings: TrainingSettings) -> int:

@@ -113,7 +113,7 @@ def _measured(
     """Returns a measurement that was made before on this machine, or makes it."""
     path = out / MEASUREMENTS
     machine = f"{platform.node()}, {torch.__version__}, {torch.get_num_threads()} threads"
-    key = f"{planned.runs.name} on {machine}"
+    key = f"{planned.runs.name} side by side on {machine}"
     kept = _kept(path)
     if key in kept and all(arm.name in kept[key].run_seconds for arm in arms):
         return kept[key]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tmkd_plugin.bench.arms import ArmSpec, Plan
 from tmkd_plugin.bench.configuration import SMALL_CLIP, Configuration
+from tmkd_plugin.bench.distillers import build_distiller
 from tmkd_plugin.bench.paper_tables.messages import first_sentence
 from tmkd_plugin.bench.paper_tables.schema import DatasetFacts
 from tmkd_plugin.bench.preparation import Preparation
@@ -25,6 +26,7 @@ from tmkd_plugin.text_teacher import TextEmbeddings
 from tmkd_plugin.training.arm import Arm, head_weights
 from tmkd_plugin.training.metrics import evaluate
 from tmkd_plugin.training.settings import TrainingSettings
+from tmkd_plugin.training.shared_teacher import shared_teachers
 from tmkd_plugin.training.teacher_store import holds_teacher, loading_of, teacher_folder, teacher_identity
 from tmkd_plugin.training.teachers import Classifier
 from tmkd_plugin.training.view_training import with_random_views
@@ -70,9 +72,10 @@ class Measurement:
 def measure(
     configuration: Configuration, arms: list[ArmSpec], facts: DatasetFacts | None, cache_dir: Path
 ) -> Measurement:
-    """Takes every arm through a few steps and times the last.
+    """Takes the arms through a few steps side by side and times the last.
 
-    Nothing is downloaded: weights start at random, and text embeddings are blank, which costs the same.
+    What they share, the batch, its views and the teacher's passes, counts for the first arm that needs it. Nothing is
+    downloaded: weights start at random, and text embeddings are blank, which costs the same.
 
     Args:
         configuration: Of a group; which arms it names does not matter.
@@ -92,21 +95,24 @@ def measure(
     blank = torch.ones(len(VIEW_NAMES), dataset.num_classes, width)
     text = TextEmbeddings(blank, "per view", "blank", views=VIEW_NAMES)
     teacher = build_network(experiment.teacher, dataset.num_classes, image_size=dataset.image_size).eval()
-    evaluation: float | None = None  # of a student, alike in every arm
+    shared, distillers, building = experiment.arms_at_once != 1 and experiment.compile is None, {}, {}
     for arm in arms:
         start = time.perf_counter()
-        distiller = preparation.distiller(arm, teacher, text, seed=0)
-        building = time.perf_counter() - start
+        shares = shared and arm.control != "rgb_teacher"
+        distillers[arm.name] = build_distiller(preparation, arm, teacher, text, seed=0, shares_teacher=shares)
+        building[arm.name] = time.perf_counter() - start
+    seconds = _steps_seconds(distillers, dataset, sizes, training, experiment.device)
+    evaluation: float | None = None  # of a student, alike in every arm
+    for name, distiller in distillers.items():
         student = distiller.student
         if not isinstance(student, nn.Module):
-            raise InputError(f"{arm.title} has no student to measure.")
-        steps = _steps_seconds(distiller, dataset, sizes, training, experiment.device)
+            raise InputError(f"The arm {name} has no student to measure.")
         if evaluation is None:
             evaluation = _evaluation_seconds(student, dataset, sizes, training)
         # Built once more for the trial step before a comparison.
-        found.run_seconds[arm.name] = 2 * building + steps + evaluation
+        found.run_seconds[name] = 2 * building[name] + seconds[name] + evaluation
         written = 2 * _bytes(student.state_dict()) + _bytes(head_weights(distiller, student))
-        found.run_bytes[arm.name] = written + sizes.test * (16 + 2 * dataset.num_classes)
+        found.run_bytes[name] = written + sizes.test * (16 + 2 * dataset.num_classes)
     return found
 
 
@@ -157,35 +163,42 @@ def _measure_teacher(
         return
     network = build_network(experiment.teacher, dataset.num_classes, image_size=dataset.image_size)
     found.teacher_bytes = _bytes(network.state_dict())
-    distiller = Classifier(network)
-    found.teacher_seconds = _steps_seconds(
-        distiller, dataset, sizes, settings, experiment.device, views=experiment.teacher_views
-    ) + _evaluation_seconds(network, dataset, sizes, settings)
+    seconds = _steps_seconds(
+        {"teacher": Classifier(network)}, dataset, sizes, settings, experiment.device, views=experiment.teacher_views
+    )
+    found.teacher_seconds = seconds["teacher"] + _evaluation_seconds(network, dataset, sizes, settings)
 
 
 def _steps_seconds(
-    distiller: nn.Module,
+    distillers: Mapping[str, nn.Module],
     dataset: ImageDataset,
     sizes: Sizes,
     settings: TrainingSettings,
     device: str,
     views: str = "rgb",
-) -> float:
-    """Returns the seconds of all steps of a training."""
+) -> dict[str, float]:
+    """Returns the seconds of all steps of each distiller's training, side by side with the others."""
     steps = len(batch_bounds(sizes.train, settings.batch_size))
-    arm = Arm("measured", distiller, settings, seed=0, steps_per_epoch=steps, device=device)
-    arm.begin_epoch(1)
-    batches = _batches(dataset, settings, views)
-    seconds = 0.0
-    for _ in range(MEASURED_STEPS):
-        start = time.perf_counter()
-        batch = next(batches)
-        arm.step(batch.images.to(device), batch.labels.to(device))
-        _wait_for(device)
-        seconds = time.perf_counter() - start
-        if seconds > LONG_STEP:
-            break
-    return settings.epochs * steps * seconds
+    arms = [
+        Arm(name, distiller, settings, seed=0, steps_per_epoch=steps, device=device)
+        for name, distiller in distillers.items()
+    ]
+    for arm in arms:
+        arm.begin_epoch(1)
+    batches, seconds = _batches(dataset, settings, views), dict.fromkeys(distillers, 0.0)
+    with shared_teachers(list(distillers.values())) as forget:
+        for _ in range(MEASURED_STEPS):
+            start = time.perf_counter()
+            batch = next(batches)
+            images, labels, ids = batch.images.to(device), batch.labels.to(device), batch.ids.to(device)
+            for arm in arms:
+                arm.step(images, labels, ids)
+                _wait_for(device)
+                seconds[arm.name], start = time.perf_counter() - start, time.perf_counter()
+            forget()
+            if sum(seconds.values()) > LONG_STEP * len(arms):
+                break
+    return {name: settings.epochs * steps * each for name, each in seconds.items()}
 
 
 def _evaluation_seconds(student: nn.Module, dataset: ImageDataset, sizes: Sizes, settings: TrainingSettings) -> float:

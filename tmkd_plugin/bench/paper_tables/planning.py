@@ -14,6 +14,7 @@ from tmkd_plugin.bench.configuration import Configuration, configure
 from tmkd_plugin.bench.paper_tables.arms import ENHANCER, ArmName, parse_arm
 from tmkd_plugin.bench.paper_tables.messages import first_sentence
 from tmkd_plugin.bench.paper_tables.schema import STUDENT_ARM, TEACHER_ARM, Group, ScalesFile, ScaleSpec, TableSpec
+from tmkd_plugin.bench.run_record import PLACE
 from tmkd_plugin.errors import InputError
 from tmkd_plugin.presets import load_preset
 
@@ -21,7 +22,7 @@ DATASET_PLACEHOLDER = "{dataset}"
 DEFINED_BY_THE_TABLE = (
     "dataset", "teacher", "student", "baseline", "enhancer", "variants", "controls", "student_alone",
 )  # fmt: skip
-DECIDES_NO_RESULT = ("data_dir", "download", "workers", "seeds")
+DECIDES_NO_RESULT = (*PLACE, "seeds")
 
 
 @dataclass(frozen=True)

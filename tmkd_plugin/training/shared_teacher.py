@@ -1,0 +1,171 @@
+"""One pass of the teacher for every arm: distillers that train side by side share what their teacher says of a batch.
+
+Each distiller keeps a teacher of its own, whose ``forward`` answers from a common memory of the batch: the first distiller
+that asks runs its network, the others get the same tensors. Whoever records a teacher from inside (``OutputReader``) gets
+what was recorded then. A call that can't be shared, such as with somebody's own hooks in the network, runs the network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tmkd_plugin.batch_memory import MEMORY, BatchMemory
+from tmkd_plugin.errors import RunError
+from tmkd_plugin.model_output import LISTENERS, Place, Recorder
+from tmkd_plugin.nested import leaves, map_leaves
+
+_ABSENT = object()
+
+
+@contextlib.contextmanager
+def shared_teachers(distillers: Sequence[nn.Module]) -> Iterator[Callable[[], None]]:
+    """Lets distillers share the answers of their teachers, which are one network or copies that hold the same tensors.
+
+    Args:
+        distillers: Distillers with ``.teacher``; others are left alone, as is a teacher that no other distiller has.
+
+    Yields:
+        A function to call when a batch is over, which lets go of what was kept of it.
+    """
+    groups: dict[Hashable, list[nn.Module]] = {}
+    for distiller in distillers:
+        teacher = getattr(distiller, "teacher", None)
+        # A network that was compiled in place runs past what answers for its forward.
+        if isinstance(teacher, nn.Module) and teacher._compiled_call_impl is None:
+            groups.setdefault(_content(teacher), []).append(teacher)
+    memories = []
+    with contextlib.ExitStack() as stack:
+        for teachers in groups.values():
+            if len(teachers) > 1:
+                shared = _Shared(BatchMemory(), [])
+                memories.append(shared.memory)
+                for network in {id(teacher): teacher for teacher in teachers}.values():
+                    stack.enter_context(_SharedForward(network, shared).installed())
+
+        def forget() -> None:
+            for memory in memories:
+                memory.forget()
+
+        try:
+            yield forget
+        finally:
+            forget()
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What copies of a teacher have in common: the memory of the batch, and where anybody has ever recorded."""
+
+    memory: BatchMemory
+    places: list[Place]
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What a network returned, and what was heard at each place."""
+
+    returned: Any
+    heard: list[dict[str, Any]]
+
+
+class _SharedForward:
+    """Stands in for a teacher's ``forward``."""
+
+    def __init__(self, network: nn.Module, shared: _Shared) -> None:
+        self.network = network
+        self.shared = shared
+        self._run: Callable[..., Any] = network.forward
+        self._inside = list(network.modules())[1:]
+        self._tensors = [*network.parameters(), *network.buffers()]
+        self._written = self._writes()
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """Answers for the network inside the block."""
+        attributes = self.network.__dict__
+        before = {name: attributes.get(name, _ABSENT) for name in ("forward", MEMORY)}
+        attributes.update({"forward": self, MEMORY: self.shared.memory})
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is _ABSENT:
+                    attributes.pop(name, None)
+                else:
+                    attributes[name] = value
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Answers from the memory of the batch, or runs the network."""
+        if self._writes() != self._written:
+            raise RunError(
+                f"The teacher ({type(self.network).__name__}) was changed while distillers share it. Train this one by itself, "
+                "with --arms-at-once 1."
+            )
+        images = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        key = _key(args, kwargs)
+        listeners: list[Recorder] = self.network.__dict__.get(LISTENERS, [])
+        if len(images) != 1 or key is None or not self._is_plain(images[0], listeners):
+            return self._run(*args, **kwargs)
+        for listener in listeners:
+            if listener.place not in self.shared.places:
+                self.shared.places.append(listener.place)
+        found: _Answer | None = self.shared.memory.find(key, images[0])
+        if found is None or len(found.heard) < len(self.shared.places):
+            found = self._ask(*args, **kwargs)
+            if not any(leaf.requires_grad for leaf in leaves(found)):
+                self.shared.memory.keep(key, images[0], found)
+        else:
+            for listener in listeners:
+                listener.hear(found.heard[self.shared.places.index(listener.place)])
+        # Its own containers: what one caller does to a list, the next must not see.
+        return map_leaves(lambda leaf: leaf, found.returned)
+
+    def _ask(self, *args: Any, **kwargs: Any) -> _Answer:
+        recorders = [Recorder(place) for place in self.shared.places]
+        with contextlib.ExitStack() as stack:
+            for recorder in recorders:
+                stack.enter_context(recorder.listening(self.network))
+            # Tensors of inference mode could not enter the graph of another distiller.
+            stack.enter_context(torch.inference_mode(False))
+            returned = self._run(*args, **kwargs)
+            return _Answer(map_leaves(lambda leaf: leaf, returned), [recorder.heard() for recorder in recorders])
+
+    def _is_plain(self, images: Tensor, listeners: Sequence[Recorder]) -> bool:
+        """Says whether the answer is a function of the images alone, and nobody else listens inside the network."""
+        if images.requires_grad and torch.is_grad_enabled():
+            return False
+        if self.network.training or any(module.training for module in self._inside):
+            return False
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in self._tensors):
+            return False
+        hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in self._inside)
+        return hooks == sum(listener.hooks_inside for listener in listeners)
+
+    def _writes(self) -> int:
+        return sum(tensor._version for tensor in self._tensors)
+
+
+def _content(network: nn.Module) -> Hashable:
+    """Identifies what a network computes: its structure, and its tensors by identity."""
+    modules = tuple((name, type(module), module.extra_repr()) for name, module in network.named_modules())
+    tensors = (*network.named_parameters(), *network.named_buffers())
+    return modules, tuple((name, id(tensor)) for name, tensor in tensors)
+
+
+def _key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable | None:
+    """Returns what tells calls with the same images apart, ``None`` where arguments can't be compared."""
+    plain = ["images" if isinstance(value, Tensor) else value for value in args]
+    named = sorted((name, "images" if isinstance(value, Tensor) else value) for name, value in kwargs.items())
+    autocast = [(kind, torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+    key = ("teacher", tuple(plain), tuple(named), tuple(autocast))
+    try:
+        hash(key)
+    except TypeError:
+        return None
+    return key
