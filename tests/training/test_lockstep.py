@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -152,6 +154,21 @@ def step(arm: nn.Module, images, labels) -> torch.Tensor:
 def batch(seed: int = 0):
     images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
     return (images - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1), torch.tensor([0, 1, 2, 0])
+
+
+def test_nothing_of_a_batch_stays_when_it_is_over(teacher):
+    first, second = (distiller("kd+tmkd", sharing_copy(teacher)) for _ in range(2))
+    images, labels = batch()
+    alive = weakref.ref(images)
+    with shared_teachers([first, second]) as forget:
+        step(first, images, labels)
+        step(second, images, labels)
+        del images
+        gc.collect()
+        assert alive() is not None, "a batch is remembered while it lasts"
+        forget()
+        gc.collect()
+        assert alive() is None
 
 
 def test_somebody_who_listens_inside_the_teacher_hears_every_pass(teacher):
