@@ -1,1 +1,1 @@
-"""TMKD inside the frameworks that people already use, one a file."""
+"""TMKD and RichKD inside the frameworks that people already use, one a file."""

@@ -1,4 +1,4 @@
-"""TMKD inside NVIDIA ModelOpt: a better teacher for ``modelopt.torch.distill``'s ``DistillationModel``.
+"""TMKD or RichKD inside NVIDIA ModelOpt: a better teacher for ``modelopt.torch.distill``'s ``DistillationModel``.
 
 Its forward pass runs teacher and student and sees no labels; they arrive with ``compute_kd_loss(labels=...)``, and that is
 when what the hooks caught of each view is fused.
@@ -12,10 +12,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tmkd_plugin.adapters.hosted import LateLabelEnhancer
+from tmkd_plugin.adapters.hosted import LATE_LABELS, HostStep, LateLabels, build
 from tmkd_plugin.distiller_return import sum_of
 from tmkd_plugin.errors import InputError
-from tmkd_plugin.text_encoder import DEFAULT_TEXT_MODEL
 
 try:
     import modelopt.torch.distill as mtd
@@ -32,7 +31,9 @@ def enhance(
     model: nn.Module,
     class_names: Sequence[str],
     *,
-    text: Any = DEFAULT_TEXT_MODEL,
+    enhancer: str = "tmkd",
+    text: Any = None,
+    clip: Any = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     seed: int = 0,
@@ -42,19 +43,22 @@ def enhance(
     """Gives a ``DistillationModel`` a better teacher; call it before the optimiser is made.
 
     The same object comes back. From then on ``compute_kd_loss`` takes ``labels=``: the criteria see the fused teacher, and
-    TMKD's terms are added after the balancer (with ``skip_balancer=True`` they stand in the dict under their names). The
-    heads are a loss module of the model: ``parameters()`` and ``state_dict()`` hold them, and ``mtd.export`` takes
-    everything off again.
+    the enhancer's terms are added after the balancer (with ``skip_balancer=True`` they stand in the dict under their
+    names). The heads are a loss module of the model: ``parameters()`` and ``state_dict()`` hold them, and ``mtd.export``
+    takes everything off again.
 
     Args:
         model: What ``mtd.convert(student, mode=[("kd_loss", {...})])`` returned.
         class_names: The K class names in the order of the labels, in words.
-        text: Where the text embeddings come from; see :class:`~tmkd_plugin.TMKDEnhancer`.
+        enhancer: ``"tmkd"`` or ``"richkd"``.
+        text: Of TMKD: where the text embeddings come from; see :class:`~tmkd_plugin.TMKDEnhancer`. None: its default.
+        clip: Of RichKD: the CLIP to run on every batch; see
+            :class:`~tmkd_plugin.RichKDEnhancer`. None: its default.
         mean: Mean of the images' normalisation, three floats for pixels in [0, 1]; None: images are in [0, 1].
         std: Standard deviation, likewise.
-        seed: The initialisation of the heads and the noise are functions of it.
+        seed: The initialisation of the heads and all draws are functions of it.
         enabled: False gives the model back untouched.
-        **settings: More arguments of :class:`~tmkd_plugin.TMKDEnhancer`: ``views``, ``input_size``, weights, temperatures.
+        **settings: More arguments of the enhancer: ``input_size``, weights, temperatures, TMKD's ``views``.
 
     Returns:
         The model.
@@ -71,14 +75,21 @@ def enhance(
         )
     if hasattr(model, ATTRIBUTE):
         raise InputError("This model is enhanced already; call enhance() once, or mtd.export it first.")
-    settings.setdefault("logit_weight", 0.0 if _has_logit_kl(model) else 1.0)
+    step = HostStep(
+        "The enhancer inside a DistillationModel runs through the model: call it, then compute_kd_loss.",
+        _has_logit_kl(model),
+    )
     teacher = model.teacher_model
     # The probe runs the student alone, as it will be without ModelOpt.
     with model.hide_teacher_model(), model.only_student_forward():
-        tmkd = LateLabelEnhancer(
-            _no_step,
+        made = build(
+            LATE_LABELS,
+            enhancer,
+            step,
             class_names,
             text=text,
+            clip=clip,
+            without_ids="ModelOpt",
             student=model,
             teacher=teacher,
             mean=mean,
@@ -86,8 +97,8 @@ def enhance(
             seed=seed,
             **settings,
         )
-    tmkd.train(model.training)
-    _Adapter(model, teacher, tmkd).install()
+    made.train(model.training)
+    _Adapter(model, teacher, enhancer, made).install()
     enhanced: nn.Module = model
     return enhanced
 
@@ -95,8 +106,9 @@ def enhance(
 class _Adapter:
     """Answers for the teacher's ``forward`` and the model's ``compute_kd_loss`` between ``enhance`` and ``mtd.export``."""
 
-    def __init__(self, model: Any, teacher: Any, tmkd: LateLabelEnhancer) -> None:
-        self.model, self.teacher, self.tmkd = model, teacher, tmkd
+    def __init__(self, model: Any, teacher: Any, name: str, enhancer: LateLabels) -> None:
+        self.model, self.teacher = model, teacher
+        self.name, self.enhancer = name, enhancer
         self.own_forward = teacher.forward
         self.own_compute_kd_loss = model.compute_kd_loss
         self.forward_was_replaced = "forward" in teacher.__dict__
@@ -109,13 +121,13 @@ class _Adapter:
         for student_layer, teacher_layer in self.model._layers_to_loss:  # what the probe left there
             student_layer._intermediate_output = teacher_layer._intermediate_output = None
         self.model._register_temp_attribute(ATTRIBUTE, self, del_hook=lambda *_: self.remove())
-        self.model.loss_modules.add_module("tmkd", self.tmkd)
+        self.model.loss_modules.add_module(self.name, self.enhancer)
         self.model.compute_kd_loss = self.compute_kd_loss
         self.teacher.forward = self.forward
 
     def remove(self) -> None:
         """Takes the adapter off."""
-        self.tmkd.forget()
+        self.enhancer.forget()
         del self.model.compute_kd_loss
         if self.forward_was_replaced:
             self.teacher.forward = self.own_forward
@@ -137,11 +149,11 @@ class _Adapter:
                 layer._intermediate_output = None
             return returned, caught
 
-        returned, _ = self.tmkd.show(images, run).returned[self.tmkd.multi_view.rgb]
+        returned, _ = self.enhancer.show(images, run).returned[self.enhancer.multi_view.rgb]
         return returned
 
     def compute_kd_loss(self, *args: Any, labels: Tensor | None = None, **kwargs: Any) -> Any:
-        """Computes ModelOpt's loss with the fused teacher, and adds TMKD's terms.
+        """Computes ModelOpt's loss with the fused teacher, and adds the enhancer's terms.
 
         Args:
             *args: See ``DistillationModel.compute_kd_loss``.
@@ -150,9 +162,9 @@ class _Adapter:
         """
         if labels is None:
             raise InputError(
-                "TMKD fuses the teacher by the labels: call compute_kd_loss(student_loss=..., labels=labels)."
+                f"{self.enhancer.TITLE} needs the labels: call compute_kd_loss(student_loss=..., labels=labels)."
             )
-        returned, caught = self.tmkd.fused(labels)
+        returned, caught = self.enhancer.fused(labels)
         for layer, fused in zip(self.layers, caught, strict=True):
             layer._intermediate_output = fused
         if self.output_is_matched:
@@ -160,7 +172,7 @@ class _Adapter:
         if self.criteria_take_labels:
             kwargs["labels"] = labels
         own = self.own_compute_kd_loss(*args, **kwargs)
-        added = self.tmkd.late_terms(labels)
+        added = self.enhancer.late_terms(labels)
         return own | added if isinstance(own, dict) else sum_of({"own": own, **added})
 
 
@@ -171,7 +183,3 @@ def _has_logit_kl(model: Any) -> bool:
 
 def _takes_labels(loss: nn.Module) -> bool:
     return "labels" in inspect.signature(loss.forward).parameters
-
-
-def _no_step(*_: Any, **__: Any) -> Any:
-    raise InputError("The enhancer inside a DistillationModel runs through the model: call it, then compute_kd_loss.")

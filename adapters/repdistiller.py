@@ -1,8 +1,8 @@
-"""TMKD inside RepDistiller (HobbitLong) and its forks, TeKAP's among them: around their function ``train_distill``.
+"""TMKD or RichKD inside RepDistiller (HobbitLong) and its forks, TeKAP's among them: around their function ``train_distill``.
 
 Their loop calls student and teacher as ``model(x, is_feat=True, preact=...)`` and shows the labels to its criteria only
 later, so the enhanced loop notes the labels of each batch as it leaves the loader: when the teacher is called, they are
-known. TMKD's terms join the loss through the first criterion, the one of the classification loss. Nothing of
+known. The enhancer's terms join the loss through the first criterion, the one of the classification loss. Nothing of
 RepDistiller is imported.
 """
 
@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tmkd_plugin.adapters.hosted import HostedEnhancer
+from tmkd_plugin.adapters.hosted import Hosted, HostStep, build
+from tmkd_plugin.enhancer import TMKDEnhancer
+from tmkd_plugin.enhancer_base import EnhancedStep
 from tmkd_plugin.errors import InputError
-from tmkd_plugin.interception import TeacherInterception
-from tmkd_plugin.labels import check_labels
-from tmkd_plugin.text_encoder import DEFAULT_TEXT_MODEL
+from tmkd_plugin.richkd import RichKDEnhancer
+from tmkd_plugin.sample_ids import wants_ids
 
 Loop = Callable[..., Any]
 """``train_distill(epoch, train_loader, module_list, criterion_list, optimizer, opt)``."""
@@ -34,7 +35,9 @@ def enhance(
     opt: Any,
     class_names: Sequence[str],
     *,
-    text: Any = DEFAULT_TEXT_MODEL,
+    enhancer: str = "tmkd",
+    text: Any = None,
+    clip: Any = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     seed: int = 0,
@@ -50,12 +53,15 @@ def enhance(
         opt: Their options, of which ``gamma`` (weight of the classification loss) and ``alpha`` (weight of the logit KL)
             are read.
         class_names: The K class names in the order of the labels, in words.
-        text: Where the text embeddings come from; see :class:`~tmkd_plugin.TMKDEnhancer`.
+        enhancer: ``"tmkd"`` or ``"richkd"``.
+        text: Of TMKD: where the text embeddings come from; see :class:`~tmkd_plugin.TMKDEnhancer`. None: its default.
+        clip: Of RichKD: the CLIP to run on every batch, or ``ClipAnswers``; see
+            :class:`~tmkd_plugin.RichKDEnhancer`. None: its default.
         mean: Mean of the images' normalisation, three floats for pixels in [0, 1]; None: images are in [0, 1].
         std: Standard deviation, likewise.
-        seed: The initialisation of the heads and the noise are functions of it.
+        seed: The initialisation of the heads and all draws are functions of it.
         enabled: False gives ``train_distill`` back untouched.
-        **settings: More arguments of :class:`~tmkd_plugin.TMKDEnhancer`: ``views``, ``input_size``, weights, temperatures.
+        **settings: More arguments of the enhancer: ``input_size``, weights, temperatures, TMKD's ``views``.
 
     Returns:
         A function with the arguments and the return value of ``train_distill``; its attribute ``enhancer`` holds the heads.
@@ -70,22 +76,37 @@ def enhance(
             f"module_list holds {len(module_list)} module(s), but the student is expected first and the teacher last. Call "
             "enhance() after module_list.append(model_t)."
         )
-    if settings.get("logit_weight") is None:
-        settings["logit_weight"] = 0.0 if getattr(opt, "alpha", None) else 1.0
-    student, teacher = module_list[0], module_list[-1]
-    enhancer = StepwiseEnhancer(
-        _no_step, class_names, text=text, student=student, teacher=teacher, mean=mean, std=std, seed=seed, **settings
+    step = HostStep(
+        "This enhancer runs inside RepDistiller's loop: call the function that enhance() returned.",
+        bool(getattr(opt, "alpha", None)),
     )
-    heads = [parameter for parameter in enhancer.heads.parameters() if parameter.requires_grad]
+    made = build(
+        STEPWISE,
+        enhancer,
+        step,
+        class_names,
+        text=text,
+        clip=clip,
+        student=module_list[0],
+        teacher=module_list[-1],
+        mean=mean,
+        std=std,
+        seed=seed,
+        **settings,
+    )
+    heads = made.trainable_parameters()
     if heads:
         optimizer.add_param_group({"params": heads})
-    return EnhancedLoop(train_distill, enhancer)
+    return EnhancedLoop(train_distill, made)
 
 
-class StepwiseEnhancer(HostedEnhancer):
-    """The enhancer for a step that is spread over somebody else's loop: :meth:`step` opens it, :meth:`step_terms` ends it."""
+class Stepwise(Hosted):
+    """What makes an enhancer run in a step that is spread over somebody else's loop.
 
-    _open: tuple[TeacherInterception, Tensor, Tensor] | None = None
+    :meth:`step` opens the step and :meth:`step_terms` ends it.
+    """
+
+    _open: EnhancedStep | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -94,36 +115,43 @@ class StepwiseEnhancer(HostedEnhancer):
             reader.plan = dataclasses.replace(reader.plan, logits_index=-1)
 
     @contextlib.contextmanager
-    def step(self, images: Tensor, labels: Tensor) -> Iterator[None]:
+    def step(self, images: Tensor, labels: Tensor, ids: Tensor | None = None) -> Iterator[None]:
         """Answers for the teacher and watches the student inside the block, which holds one step of the loop.
 
         Args:
             images: (B, 3, H, W), those that student and teacher will be called with.
             labels: (B,) integers or (B, K) probabilities.
+            ids: (B,) int64, which training samples these are, where the loader says so.
         """
-        self.multi_view.check(images)
-        check_labels(labels, images.shape[0], self.num_classes)
-        self._watch.look()
-        self.keep_teacher_in_eval()
-        table = self.fusion_table()
-        answers = TeacherInterception(self.multi_view, table.detach(), images, labels)
-        with self.student_reader.recording(), answers.active():
-            self._open = answers, labels, table
+        if ids is None and wants_ids(self):
+            raise InputError(
+                "clip= is ClipAnswers, or CRD's memory bank was asked for: both go by the numbers of the training images, but "
+                "the loader gives none. Use one that gives (image, label, index), such as theirs with is_instance=True, or "
+                "give clip= a CLIP that runs on every batch."
+            )
+        step = self.begin_step(images, labels, ids=ids)
+        with self.student_reader.recording(), step.answers.active():
+            self._open = step
             try:
                 yield
             finally:
                 self._open = None
 
     def step_terms(self) -> dict[str, Tensor]:
-        """Returns TMKD's weighted terms once student and teacher have run; nothing when called again in the same step."""
-        if self._open is None:
-            return {}
-        answers, labels, table = self._open
-        self._open = None
-        per_view, _ = answers.first_call()
-        student = self.student_reader.recorded()
-        self.check_student(student, labels)
-        return self.added_terms(student, per_view, labels, table)
+        """Returns the weighted terms once student and teacher have run; nothing when called again in the same step."""
+        step, self._open = self._open, None
+        return {} if step is None else self.end_step(step)[1]
+
+
+class StepwiseTMKD(Stepwise, TMKDEnhancer):
+    """TMKD in somebody else's loop."""
+
+
+class StepwiseRichKD(Stepwise, RichKDEnhancer):
+    """RichKD in somebody else's loop."""
+
+
+STEPWISE: dict[str, type[Stepwise]] = {"tmkd": StepwiseTMKD, "richkd": StepwiseRichKD}
 
 
 class EnhancedLoop:
@@ -134,7 +162,7 @@ class EnhancedLoop:
         enhancer: Built around the student and the teacher of its module list.
     """
 
-    def __init__(self, train_distill: Loop, enhancer: StepwiseEnhancer) -> None:
+    def __init__(self, train_distill: Loop, enhancer: Stepwise) -> None:
         self.train_distill = train_distill
         self.enhancer = enhancer
 
@@ -159,7 +187,7 @@ class EnhancedLoop:
             )
         device = next(self.enhancer.student.parameters()).device
         self.enhancer.train().heads.to(device)
-        # The loop multiplies its classification loss by gamma; what TMKD adds to it has weights of its own.
+        # The loop multiplies its classification loss by gamma; what the enhancer adds to it has weights of its own.
         gamma = getattr(opt, "gamma", 1)
         opt = copy.copy(opt)
         opt.gamma = 1
@@ -174,7 +202,7 @@ class EnhancedLoop:
 class _NotedBatches:
     """A loader that opens a step of the enhancer for each batch: (images, labels, *rest), moved to the student's device."""
 
-    def __init__(self, loader: Any, enhancer: StepwiseEnhancer, device: torch.device) -> None:
+    def __init__(self, loader: Any, enhancer: Stepwise, device: torch.device) -> None:
         self.loader, self.enhancer, self.device = loader, enhancer, device
         self._running: Generator[list[Any], None, None] | None = None
 
@@ -199,11 +227,11 @@ class _NotedBatches:
             # As their loop would do next: the very tensors that the networks see are the ones that have been noted.
             images = images.float().to(self.device, non_blocking=True)
             labels = labels.to(self.device, non_blocking=True)
-            with self.enhancer.step(images, labels):
+            with self.enhancer.step(images, labels, _ids_in(rest, len(images), self.device)):
                 yield [images, labels, *rest]
 
 
-def _with_added_terms(criterion: Callable[..., Tensor], gamma: float, enhancer: StepwiseEnhancer) -> Loop:
+def _with_added_terms(criterion: Callable[..., Tensor], gamma: float, enhancer: Stepwise) -> Loop:
     def classification_loss(*args: Any, **kwargs: Any) -> Tensor:
         own = gamma * criterion(*args, **kwargs)
         return sum(enhancer.step_terms().values(), start=own)
@@ -211,5 +239,9 @@ def _with_added_terms(criterion: Callable[..., Tensor], gamma: float, enhancer: 
     return classification_loss
 
 
-def _no_step(*_: Any, **__: Any) -> Any:
-    raise InputError("This enhancer runs inside RepDistiller's loop: call the function that enhance() returned.")
+def _ids_in(rest: Sequence[Any], count: int, device: torch.device) -> Tensor | None:
+    """Returns the numbers of the images, which their loaders give after the labels."""
+    ids = rest[0] if rest else None
+    if not isinstance(ids, Tensor) or ids.dtype != torch.int64 or ids.shape != (count,):
+        return None
+    return ids.to(device, non_blocking=True)

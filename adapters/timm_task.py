@@ -1,4 +1,4 @@
-"""TMKD inside timm's training tasks (``timm.task``): logit, feature and token distillation."""
+"""TMKD or RichKD inside timm's training tasks (``timm.task``): logit, feature and token distillation."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from tmkd_plugin.adapters.hosted import HostedEnhancer
+from tmkd_plugin.adapters.hosted import HOSTED, Hosted, HostStep, build
 from tmkd_plugin.errors import InputError
-from tmkd_plugin.text_encoder import DEFAULT_TEXT_MODEL
 
 try:
     from timm.task import FeatureDistillationTask, TrainingTask
@@ -38,9 +37,6 @@ if TYPE_CHECKING:
 else:
     _Task = TrainingTask
 
-STATE = "tmkd"
-"""Key of the heads in the task's part of a checkpoint (``task_state``)."""
-
 _WEIGHTS = {"task_loss": "task_loss_weight", "kd_loss": "distill_loss_weight", "distill_loss": "distill_loss_weight"}
 
 
@@ -48,7 +44,9 @@ def enhance(
     task: nn.Module,
     class_names: Sequence[str],
     *,
-    text: Any = DEFAULT_TEXT_MODEL,
+    enhancer: str = "tmkd",
+    text: Any = None,
+    clip: Any = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     seed: int = 0,
@@ -63,12 +61,15 @@ def enhance(
     Args:
         task: A ``LogitDistillationTask``, ``FeatureDistillationTask`` or ``TokenDistillationTask``.
         class_names: The K class names in the order of the labels, in words.
-        text: Where the text embeddings come from; see :class:`~tmkd_plugin.TMKDEnhancer`.
+        enhancer: ``"tmkd"`` or ``"richkd"``.
+        text: Of TMKD: where the text embeddings come from; see :class:`~tmkd_plugin.TMKDEnhancer`. None: its default.
+        clip: Of RichKD: the CLIP to run on every batch; see
+            :class:`~tmkd_plugin.RichKDEnhancer`. None: its default.
         mean: Mean of the normalisation of the images that the task gets; None: that of the student's ``pretrained_cfg``.
         std: Standard deviation, likewise. The teacher's own normalisation is the task's affair.
-        seed: The initialisation of the heads and the noise are functions of it.
+        seed: The initialisation of the heads and all draws are functions of it.
         enabled: False gives the task back untouched.
-        **settings: More arguments of :class:`~tmkd_plugin.TMKDEnhancer`: ``views``, ``input_size``, weights, temperatures.
+        **settings: More arguments of the enhancer: ``input_size``, weights, temperatures, TMKD's ``views``.
 
     Returns:
         The task. Its ``forward(input, target)`` returns ``loss``, ``output`` and the *weighted* terms, which add up.
@@ -81,12 +82,16 @@ def enhance(
     _check(task)
     host: Any = task
     has_logit_kl = getattr(host, "has_logit_kl", not isinstance(host, FeatureDistillationTask))
-    settings.setdefault("logit_weight", 0.0 if has_logit_kl else 1.0)
+    step = HostStep("The enhancer inside a timm task runs through the task: call task(input, target).", has_logit_kl)
     teacher_mean, teacher_std = _normalisation_of_the_teacher(host, mean, std)
-    tmkd = HostedEnhancer(
-        _no_step,
+    made = build(
+        HOSTED,
+        enhancer,
+        step,
         class_names,
         text=text,
+        clip=clip,
+        without_ids="a task of timm",
         student=host.get_eval_model(),
         teacher=host.teacher.model,
         mean=teacher_mean,
@@ -95,9 +100,10 @@ def enhance(
         **settings,
     ).train(task.training)
     # A child of the trainable module alone, so that the heads are in one place.
-    host.__dict__["tmkd"] = tmkd
-    host.trainable_module = TrainableModule(host.trainable_module, tmkd)
-    host.__class__ = _enhanced_class(host.__class__)
+    host.__dict__[enhancer] = made
+    host.enhanced_by = enhancer
+    host.trainable_module = TrainableModule(host.trainable_module, enhancer, made)
+    host.__class__ = _enhanced_class(host.__class__, made.TITLE)
     return task
 
 
@@ -108,13 +114,14 @@ class TrainableModule(nn.Module):
 
     Args:
         module: The task's own trainable module.
-        tmkd: The enhancer, which holds the heads.
+        name: Name of the child that holds the heads.
+        enhancer: That child.
     """
 
-    def __init__(self, module: nn.Module, tmkd: HostedEnhancer) -> None:
+    def __init__(self, module: nn.Module, name: str, enhancer: Hosted) -> None:
         super().__init__()
         self.module = module
-        self.tmkd = tmkd
+        self.add_module(name, enhancer)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the task's own trainable module."""
@@ -145,14 +152,20 @@ class TrainableModule(nn.Module):
 
 
 class EnhancedTask(_Task):
-    """What :func:`enhance` puts in front of a task's class; ``tmkd`` is the :class:`~tmkd_plugin.TMKDEnhancer`."""
+    """What :func:`enhance` puts in front of a task's class; its attribute ``tmkd`` or ``richkd`` is the enhancer."""
 
-    tmkd: HostedEnhancer
+    enhanced_by: str
     trainable_module: Any
     teacher: Any
 
+    @property
+    def enhancer(self) -> Hosted:
+        """The enhancer, which holds the heads."""
+        enhancer: Hosted = self.__dict__[self.enhanced_by]
+        return enhancer
+
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Runs the task's own step with the enhanced teacher and adds TMKD's terms.
+        """Runs the task's own step with the enhanced teacher and adds the enhancer's terms.
 
         Args:
             input: (B, 3, H, W), normalised for the student.
@@ -163,17 +176,17 @@ class EnhancedTask(_Task):
         """
         own_step = super().forward
 
-        def step(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-            return _weighted(self, own_step(images, labels))
+        def step() -> dict[str, Tensor]:
+            return _weighted(self, own_step(input, target))
 
         # With another normalisation the teacher sees other tensors of the same images in the same order.
         teacher_labels = target if _renormalises(self) else None
-        return self.tmkd.around(step, input, target, teacher_labels=teacher_labels)
+        return self.enhancer.enhanced_step(step, input, target, teacher_labels=teacher_labels)
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
         """Returns the task's own state and, except of the moving average, which has none, the heads'."""
         state = super().get_task_state(module=module, ema=ema)
-        return state if ema else {**state, STATE: self.tmkd.state_dict()}
+        return state if ema else {**state, self.enhanced_by: self.enhancer.state_dict()}
 
     def load_task_state(
         self, state: dict[str, Any] | None, strict: bool = True, module: nn.Module | None = None, ema: bool = False
@@ -181,13 +194,13 @@ class EnhancedTask(_Task):
         """Loads what :meth:`get_task_state` returned; without the heads' state they stay as they are, with a notice."""
         super().load_task_state(state, strict=strict, module=module, ema=ema)
         if not ema:
-            self.tmkd.load_state_dict((state or {}).get(STATE, {}), strict=strict)
+            self.enhancer.load_state_dict((state or {}).get(self.enhanced_by, {}), strict=strict)
 
     def get_clip_parameters(self, exclude_head: bool = False) -> list[nn.Parameter]:
         """Returns the parameters whose gradient is clipped: the task's own and the heads'."""
         with self._bare():
             own = list(super().get_clip_parameters(exclude_head=exclude_head))
-        return own + self.tmkd.trainable_parameters()
+        return own + self.enhancer.trainable_parameters()
 
     def setup_ema(self, *args: Any, **kwargs: Any) -> Any:
         """Makes the moving average of what the task itself trains; the heads need none."""
@@ -217,8 +230,8 @@ class EnhancedTask(_Task):
 
 
 @functools.cache
-def _enhanced_class(base: type[nn.Module]) -> type[nn.Module]:
-    return type(f"{base.__name__}WithTMKD", (EnhancedTask, base), {"__module__": base.__module__})
+def _enhanced_class(base: type[nn.Module], title: str) -> type[nn.Module]:
+    return type(f"{base.__name__}With{title}", (EnhancedTask, base), {"__module__": base.__module__})
 
 
 def _check(task: Any) -> None:
@@ -272,7 +285,3 @@ def _normalisation_of_the_teacher(
         [m - (s - t) * k for m, s, t, k in zip(means, student_mean, teacher_mean, scales, strict=True)],
         [t * k for t, k in zip(teacher_std, scales, strict=True)],
     )
-
-
-def _no_step(*_: Any, **__: Any) -> Any:
-    raise InputError("The enhancer inside a timm task runs through the task: call task(input, target).")

@@ -1,8 +1,8 @@
-"""TMKD inside torchdistill: a better teacher for its distillation boxes, and for loops with a ``ForwardHookManager``.
+"""TMKD or RichKD inside torchdistill: a better teacher for its distillation boxes, and for loops with a ``ForwardHookManager``.
 
 Hooks by module path catch what inner modules of the teacher say. They see no labels, so the teacher runs once for each view,
-what the hooks caught of each is kept, and the I/O dict gets the fused tensors when the labels arrive. TMKD's own terms are
-the registered mid-level loss ``TMKDLoss``, which a YAML file may name and weigh.
+what the hooks caught of each is kept, and the I/O dict gets the fused tensors when the labels arrive. The enhancer's own
+terms are the registered mid-level loss ``TMKDLoss``, which a YAML file may name and weigh.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tmkd_plugin.adapters.hosted import LateLabelEnhancer
+from tmkd_plugin.adapters.hosted import LATE_LABELS, HostStep, LateLabels, build
 from tmkd_plugin.errors import InputError
-from tmkd_plugin.text_encoder import DEFAULT_TEXT_MODEL
 
 try:
     from torchdistill.common.constant import SELF_MODULE_PATH
@@ -31,7 +30,7 @@ except ImportError as error:
     ) from error
 
 NAME = "tmkd"
-"""The heads are the student's child of this name, our term in a criterion without one gets it, and so does our I/O path."""
+"""Our term in a criterion without one gets this name, and so does our I/O path, whichever the enhancer is."""
 
 PRE_EPOCH = "tmkd_pre_epoch_process"
 """Key under which :func:`enhance_before_the_first_epoch` is registered."""
@@ -43,7 +42,9 @@ def enhance(
     *,
     student: nn.Module | None = None,
     teacher: nn.Module | None = None,
-    text: Any = DEFAULT_TEXT_MODEL,
+    enhancer: str = "tmkd",
+    text: Any = None,
+    clip: Any = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     seed: int = 0,
@@ -53,23 +54,26 @@ def enhance(
     """Gives a distillation box a better teacher; call it right after ``get_distillation_box``.
 
     The same box comes back. Its teacher's output and I/O dict are the fused ones from then on. The heads are a child of
-    the student (``student.tmkd``): the box's optimiser trains them and ``save_ckpt`` saves them.
+    the student (``student.tmkd``, ``student.richkd``): the box's optimiser trains them and ``save_ckpt`` saves them.
 
     For a loop of one's own, a ``ForwardHookManager`` with hooks on the teacher takes the box's place: its
-    ``pop_io_dict(labels)`` gives the fused tensors, ``manager.tmkd.late_terms(labels)`` TMKD's own terms, and
-    ``manager.tmkd.trainable_parameters()`` what the optimiser gets besides.
+    ``pop_io_dict(labels)`` gives the fused tensors, ``manager.enhancer.late_terms(labels)`` the enhancer's own terms, and
+    ``manager.enhancer.trainable_parameters()`` what the optimiser gets besides.
 
     Args:
         host: The box, whose teacher is frozen (``requires_grad: False``), or the hook manager.
         class_names: The K class names in the order of the labels, in words.
         student: The student, for a hook manager.
         teacher: The teacher, for a hook manager.
-        text: Where the text embeddings come from; see :class:`~tmkd_plugin.TMKDEnhancer`.
+        enhancer: ``"tmkd"`` or ``"richkd"``.
+        text: Of TMKD: where the text embeddings come from; see :class:`~tmkd_plugin.TMKDEnhancer`. None: its default.
+        clip: Of RichKD: the CLIP to run on every batch; see
+            :class:`~tmkd_plugin.RichKDEnhancer`. None: its default.
         mean: Mean of the images' normalisation, three floats for pixels in [0, 1]; None: images are in [0, 1].
         std: Standard deviation, likewise.
-        seed: The initialisation of the heads and the noise are functions of it.
+        seed: The initialisation of the heads and all draws are functions of it.
         enabled: False gives the host back untouched.
-        **settings: More arguments of :class:`~tmkd_plugin.TMKDEnhancer`: ``views``, ``input_size``, weights, temperatures.
+        **settings: More arguments of the enhancer: ``input_size``, weights, temperatures, TMKD's ``views``.
 
     Returns:
         The host.
@@ -80,16 +84,21 @@ def enhance(
     if not enabled:
         return host
     is_box = not isinstance(host, ForwardHookManager)
+    has_logit_kl = None
     if is_box:
         _check_box(host)
         student, teacher = host.org_student_model, host.org_teacher_model
-        settings.setdefault("logit_weight", 0.0 if _has_logit_kl(host.criterion) else 1.0)
+        has_logit_kl = _has_logit_kl(host.criterion)
     elif isinstance(host, EnhancedHookManager) or student is None or teacher is None:
         raise InputError("A ForwardHookManager is enhanced once, with student= and teacher=.")
-    tmkd = LateLabelEnhancer(
-        _no_step,
+    made = build(
+        LATE_LABELS,
+        enhancer,
+        HostStep("The enhancer runs through its host: forward_process of the box, or the hook manager.", has_logit_kl),
         class_names,
         text=text,
+        clip=clip,
+        without_ids="torchdistill",
         student=student,
         teacher=teacher,
         mean=mean,
@@ -98,15 +107,15 @@ def enhance(
         **settings,
     )
     if is_box:
-        _put_into_box(host, tmkd)
+        _put_into_box(host, enhancer, made)
     else:
-        _put_into_manager(host, tmkd)
+        _put_into_manager(host, enhancer, made)
     return host
 
 
 @register_mid_level_loss(key="TMKDLoss")
 class TMKDLoss(nn.Module):
-    """TMKD's own terms (feature KL, logit KL where none is there, text contrast), summed up, of an enhanced box.
+    """The own terms of TMKD or RichKD (a logit KL where none is there, feature KL, contrast), summed up, of an enhanced box.
 
     In YAML, among the ``sub_terms`` of ``WeightedSumLoss``: ``tmkd: {criterion: {key: TMKDLoss, kwargs: {}}, weight: 1.0}``.
     Without it, :func:`enhance` adds it with weight 1.
@@ -136,14 +145,14 @@ class TMKDLoss(nn.Module):
                 "tmkd_plugin.adapters.torchdistill.enhance(box, class_names=...) right after get_distillation_box(...), or "
                 f"set `pre_epoch_process: {PRE_EPOCH}` in the training configuration."
             )
-        tmkd: LateLabelEnhancer = teacher_io_dict[NAME]["output"]
-        terms = list(tmkd.late_terms(targets).values())
+        enhancer: LateLabels = teacher_io_dict[NAME]["output"]
+        terms = list(enhancer.late_terms(targets).values())
         return sum(terms, start=targets.new_zeros(()).float())
 
 
 def enhance_before_the_first_epoch(self: Any, epoch: int | None = None, **kwargs: Any) -> None:
     """Enhances a box from YAML alone (``pre_epoch_process: tmkd_pre_epoch_process``), with the ``kwargs`` of its TMKDLoss."""
-    if NAME not in self.org_student_model._modules:
+    if not _is_enhanced(self):
         options: dict[str, Any] = next(
             (term.options for term in _terms(self.criterion) if isinstance(term, TMKDLoss)), {}
         )
@@ -159,9 +168,9 @@ register_pre_epoch_proc_func(key=PRE_EPOCH)(enhance_before_the_first_epoch)
 
 
 class EnhancedHookManager(ForwardHookManager):  # type: ignore[misc]  # torchdistill has no types
-    """What :func:`enhance` makes of a ``ForwardHookManager``; ``tmkd`` holds the heads."""
+    """What :func:`enhance` makes of a ``ForwardHookManager``; ``enhancer`` (also ``tmkd``, ``richkd``) holds the heads."""
 
-    tmkd: LateLabelEnhancer
+    enhancer: LateLabels
     _caught_before: dict[str, Any]
 
     def pop_io_dict(self, labels: Tensor | None = None) -> dict[str, Any]:
@@ -171,27 +180,28 @@ class EnhancedHookManager(ForwardHookManager):  # type: ignore[misc]  # torchdis
             labels: (B,) integers or (B, K) probabilities; not needed where the teacher did not run.
         """
         caught = _merged(self.__dict__.pop("_caught_before", {}), super().pop_io_dict())
-        if not self.tmkd.has_shown:
+        if not self.enhancer.has_shown:
             return caught
         if labels is None:
-            raise InputError("TMKD fuses the teacher's tensors by the labels: call pop_io_dict(labels).")
-        output, fused = self.tmkd.fused(labels)
+            raise InputError(f"{self.enhancer.TITLE} needs the labels: call pop_io_dict(labels).")
+        output, fused = self.enhancer.fused(labels)
         return _merged(caught, {**fused, SELF_MODULE_PATH: {"output": output}})
 
     def show(self, own_forward: Callable[..., Any], images: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Runs the teacher on each view and keeps what the hooks caught of each; answers with the RGB view's output."""
         own_pop = super().pop_io_dict
         before = own_pop()
-        per_view = self.tmkd.show(images, run=lambda view: (own_forward(view, *args, **kwargs), own_pop()))
+        per_view = self.enhancer.show(images, run=lambda view: (own_forward(view, *args, **kwargs), own_pop()))
         self._caught_before = before
-        return per_view.returned[self.tmkd.multi_view.rgb][0]
+        return per_view.returned[self.enhancer.multi_view.rgb][0]
 
 
-def _put_into_manager(manager: Any, tmkd: LateLabelEnhancer) -> None:
+def _put_into_manager(manager: Any, name: str, enhancer: LateLabels) -> None:
     manager.pop_io_dict()  # what the probe left
     manager.__class__ = EnhancedHookManager
-    manager.tmkd = tmkd
-    teacher: Any = tmkd.teacher
+    manager.enhancer = enhancer
+    setattr(manager, name, enhancer)
+    teacher: Any = enhancer.teacher
     teacher.forward = functools.partial(manager.show, teacher.forward)
 
 
@@ -199,25 +209,25 @@ def _merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     return {path: {**first.get(path, {}), **second.get(path, {})} for path in {**first, **second}}
 
 
-def _put_into_box(box: Any, tmkd: LateLabelEnhancer) -> None:
+def _put_into_box(box: Any, name: str, enhancer: LateLabels) -> None:
     for io_dict in (box.teacher_io_dict, box.student_io_dict):  # what the probe left
         for caught in io_dict.values():
             caught.clear()
     student = box.org_student_model
-    student.tmkd = tmkd.train(student.training)
+    student.add_module(name, enhancer.train(student.training))
     # In the first group, and not as a group of their own: the scheduler has counted the groups already.
-    box.optimizer.param_groups[0]["params"].extend(tmkd.trainable_parameters())
-    _answer_for_the_teacher(box, tmkd)
+    box.optimizer.param_groups[0]["params"].extend(enhancer.trainable_parameters())
+    _answer_for_the_teacher(box, enhancer)
     _add_loss_to_each_stage(box)
 
 
-def _answer_for_the_teacher(box: Any, tmkd: LateLabelEnhancer) -> None:
+def _answer_for_the_teacher(box: Any, enhancer: LateLabels) -> None:
     own = box.get_teacher_output
 
     def get_teacher_output(sample_batch: Tensor, targets: Tensor, supp_dict: Any = None, **kwargs: Any) -> Any:
-        tmkd.show(sample_batch, run=lambda view: own(view, targets, supp_dict, **kwargs))
-        outputs, io_dict = tmkd.fused(targets)
-        return outputs, {**io_dict, NAME: {"output": tmkd}}
+        enhancer.show(sample_batch, run=lambda view: own(view, targets, supp_dict, **kwargs))
+        outputs, io_dict = enhancer.fused(targets)
+        return outputs, {**io_dict, NAME: {"output": enhancer}}
 
     box.get_teacher_output = get_teacher_output
 
@@ -241,24 +251,28 @@ def _add_loss(criterion: Any) -> None:
 def _check_box(box: Any) -> None:
     if not isinstance(box, DistillationBox):
         raise InputError(f"Expected what torchdistill's get_distillation_box returns, but got {type(box).__name__}.")
-    if NAME in box.org_student_model._modules:
+    if _is_enhanced(box):
         raise InputError("This box is enhanced already; call enhance() once.")
     models = (box.org_teacher_model, box.org_student_model, box.teacher_model, box.student_model)
     if any(map(_is_spread, models)):
         raise InputError(
-            "TMKD inside torchdistill runs on one device, but a model is wrapped for several. Leave `wrapper` out of the "
-            "configuration of teacher and student."
+            "An enhancer inside torchdistill runs on one device, but a model is wrapped for several. Leave `wrapper` out of "
+            "the configuration of teacher and student."
         )
     if box.teacher_updatable:
         raise InputError(
-            "The box trains its teacher, but TMKD needs a frozen one. Set `requires_grad: False` under `teacher` in the "
+            "The box trains its teacher, but an enhancer needs a frozen one. Set `requires_grad: False` under `teacher` in the "
             "training configuration."
         )
     if not isinstance(getattr(box.criterion, "term_dict", None), dict):
         raise InputError(
-            f"The criterion ({type(box.criterion).__name__}) has no `sub_terms` to which TMKD's term could be added. Use "
-            "WeightedSumLoss."
+            f"The criterion ({type(box.criterion).__name__}) has no `sub_terms` to which the enhancer's term could be added. "
+            "Use WeightedSumLoss."
         )
+
+
+def _is_enhanced(box: Any) -> bool:
+    return any(isinstance(child, LateLabels) for child in box.org_student_model.children())
 
 
 def _is_spread(model: Any) -> bool:
@@ -274,7 +288,3 @@ def _terms(criterion: Any) -> list[nn.Module]:
 def _has_logit_kl(criterion: Any) -> bool:
     parts = [part for term in _terms(criterion) for part in term.modules()]
     return any(isinstance(part, nn.KLDivLoss) or type(part).__name__ == "SKDInstanceLoss" for part in parts)
-
-
-def _no_step(*_: Any, **__: Any) -> Any:
-    raise InputError("The enhancer inside a student runs through its distillation box: call forward_process of that.")

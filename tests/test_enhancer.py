@@ -94,6 +94,21 @@ def test_gradient_of_each_term_reaches_what_it_should_and_nothing_else() -> None
     assert all(groups_reached == own for groups_reached in reached.values()), reached
 
 
+def test_a_distiller_that_runs_its_teacher_with_gradient_does_not_teach_weight_net_either() -> None:
+    student, teacher = TinyConvNet(width=5, seed=1), TinyConvNet(width=7, seed=2)
+
+    def distiller(batch: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        loss = F.mse_loss(student(batch), teacher(batch))
+        return {"loss": loss, "own": loss}
+
+    enhancer = enhanced(distiller, student=student, teacher=teacher, logit_weight=0.0)
+    own = enhancer(images(), LABELS)["own"]
+    gradients = torch.autograd.grad(own, [*student.parameters(), *enhancer.heads.parameters()], allow_unused=True)
+    count = len(list(student.parameters()))
+    assert all(gradient is not None for gradient in gradients[:count])
+    assert all(gradient is None for gradient in gradients[count:])
+
+
 def test_one_view_and_no_added_term_is_the_bare_baseline_bit_for_bit() -> None:
     bare, wrapped = kd(), kd()
     enhancer = enhanced(

@@ -179,7 +179,7 @@ def test_answers_computed_once_are_looked_up_by_id() -> None:
 
 def test_every_part_trains_but_teacher_and_clip() -> None:
     enhancer = enhanced()
-    clip = enhancer.cross_modal.view.clip
+    clip = enhancer.multi_view.view.clip
     enhancer(images(), LABELS)["loss"].backward()
     trainable = enhancer.trainable_parameters()
     assert {id(p) for p in trainable} == {id(p) for p in [*enhancer.student.parameters(), *enhancer.heads.parameters()]}
@@ -273,6 +273,49 @@ def test_forms_in_which_a_distiller_may_ask_its_teacher() -> None:
     pair = FeaturePairNet(width=7, seed=2)
     enhanced(keep(student, lambda batch: pair(batch)[0]), student=student, teacher=pair, **options)(images(), LABELS)
     torch.testing.assert_close(seen[2], fused)
+
+
+def test_the_halves_are_the_whole_where_labels_come_late() -> None:
+    whole, halves = enhanced(), enhanced()
+    for step in range(2):
+        batch = images(seed=step)
+        expected = whole(batch, LABELS)["feature_contrast"]
+        per_view = halves.views_forward(batch)
+        fused = fused_logits(halves.teacher(batch), clip_model()((batch * 255).round().byte()).cosines, 0.7)
+        torch.testing.assert_close(halves.fuse(per_view, LABELS), fused)
+        with halves.student_reader.recording():
+            halves.student(batch)
+            student = halves.student_reader.recorded()
+        assert torch.equal(halves.added_terms(student, per_view, LABELS)["feature_contrast"], expected)
+    assert halves.steps_done == whole.steps_done == 2
+    with pytest.raises(InputError, match=r"3 labels"):
+        halves.fuse(per_view, LABELS[:3])
+    with pytest.raises(InputError, match=r"ids=batch\.ids"):
+        enhanced(clip=answers()).views_forward(images())
+
+
+class FeaturesFirstNet(TinyConvNet):
+    """Returns logits, or ([features], logits) when it is asked for both."""
+
+    def forward(self, batch: Tensor, is_feat: bool = False) -> Tensor | tuple[list[Tensor], Tensor]:
+        features = self.forward_features(batch)
+        logits = self.forward_head(features)
+        return ([features.mean(dim=(2, 3))[:, :4]], logits) if is_feat else logits
+
+
+def test_logits_are_found_wherever_the_teacher_returns_them() -> None:
+    student, teacher = TinyConvNet(width=5, seed=1), FeaturesFirstNet(width=7, seed=2)
+    seen: list[tuple[list[Tensor], Tensor]] = []
+
+    def distiller(batch: Tensor, labels: Tensor) -> Tensor:
+        seen.append(teacher(batch, is_feat=True))
+        return F.cross_entropy(student(batch), labels)
+
+    enhanced(distiller, student=student, teacher=teacher, logit_weight=0.0)(images(), LABELS)
+    features, logits = teacher(images(), is_feat=True)
+    cosines = clip_model()((images() * 255).round().byte()).cosines
+    torch.testing.assert_close(seen[0][1], fused_logits(logits, cosines, 0.7))
+    assert torch.equal(seen[0][0][0], features[0])
 
 
 def test_soft_labels_and_eval_mode_leave_the_memory_alone() -> None:
@@ -374,7 +417,7 @@ def test_answers_are_computed_once_and_verified(
     assert first.cosines.shape == (6, 4)
     torch.testing.assert_close(first.features.norm(dim=1), torch.ones(6))
     enhancer = enhanced(clip=checkpoint)
-    torch.testing.assert_close(enhancer.cross_modal.view.clip(pixels).cosines, first.cosines)
+    torch.testing.assert_close(enhancer.multi_view.view.clip(pixels).cosines, first.cosines)
 
     def refuse(*args: object) -> None:
         raise AssertionError("the model was loaded again")

@@ -134,7 +134,9 @@ class CrossModalTeacher(MultiViewTeacher):
 
     def fused_return(self, per_view: PerView, weights: Tensor | None = None) -> Any:
         """Returns what the teacher returned, with fused logits; weights of views have no part in it."""
-        logits = leaves(per_view.returned[0])[self.reader.logits_index()]
+        given, own = leaves(per_view.returned[0]), per_view.outputs[0].logits
+        # Where the logits are depends on how the teacher was called, such as with is_feat=True.
+        logits = own if any(leaf is own for leaf in given) else given[self.reader.logits_index()]
         fused = self.fuse_logits(logits, per_view)
         return map_leaves(lambda leaf: fused if leaf is logits else leaf, per_view.returned[0])
 

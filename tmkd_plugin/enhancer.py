@@ -8,11 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tmkd_plugin.distiller_return import read_return, sum_of
 from tmkd_plugin.enhancer_base import TeacherEnhancer
 from tmkd_plugin.errors import InputError, unknown_name
-from tmkd_plugin.interception import TeacherInterception
-from tmkd_plugin.labels import check_labels, select_rows
 from tmkd_plugin.model_output import ModelOutput
 from tmkd_plugin.multi_view_teacher import MultiViewTeacher, PerView
 from tmkd_plugin.optimiser_watch import OptimiserWatch
@@ -60,9 +57,10 @@ class TMKDEnhancer(TeacherEnhancer):
     SETTINGS: ClassVar[dict[str, Setting]] = {**settings_table(TMKDSettings), **settings_table(ViewSettings)}
     """Every setting with its default, the source of the default and its meaning."""
 
+    TITLE: ClassVar[str] = "TMKD"
+    GUIDE: ClassVar[str] = "text"
     has_logit_kl: ClassVar[bool] = True
 
-    student: nn.Module
     heads: TMKDHeads
 
     def __init__(
@@ -111,44 +109,19 @@ class TMKDEnhancer(TeacherEnhancer):
         Raises:
             InputError: Images or labels can't be used, or the distiller did not call its teacher.
         """
-        if teacher_labels is None:
-            # Before the student runs; other images than the batch are checked when the teacher gets them.
-            self.multi_view.check(images)
-        check_labels(labels, images.shape[0], self.num_classes)
-        if self.training:
-            self._watch.look()
-        self.keep_teacher_in_eval()
-        table = self.fusion_table()
-        answers = TeacherInterception(self.multi_view, table.detach(), images, labels, teacher_labels)
-        with self.student_reader.recording():
-            with answers.active():
-                own = read_return(self.distiller(images, labels, *args, **kwargs))
-            per_view, labels_seen = answers.first_call()
-            student = self.student_reader.recorded()
-        self.check_student(student, labels)
-        if self.heads.feature_projection is not None or self.heads.logit_weight:
-            self.check_pairing(
-                labels,
-                labels_seen,
-                "set feature_weight=0 and logit_weight=0, which leaves the fused teacher and the text contrast",
-            )
-        added = self.added_terms(student, per_view, labels, table)
-        # The distiller's own loss comes first and whole: with no added term it is left as it is, bit for bit.
-        loss = sum_of({"own": own.loss, **added})
-        output = student.logits if own.output is None else own.output
-        return {"loss": loss, "output": output, **own.terms, **self.renamed(added, own.terms)}
+        return self.enhanced_step(
+            lambda: self.distiller(images, labels, *args, **kwargs), images, labels, teacher_labels=teacher_labels
+        )
 
     def added_terms(
-        self, student: ModelOutput, per_view: PerView, labels: Tensor, table: Tensor | None = None
+        self,
+        student: ModelOutput,
+        per_view: PerView,
+        labels: Tensor,
+        table: Tensor | None = None,
+        ids: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Computes TMKD's own terms of a step, weighted, and counts the step.
-
-        Args:
-            student: What the student said of the batch.
-            per_view: What the teacher said of each view of it.
-            labels: (B,) integers or (B, K) probabilities.
-            table: The fusion table, attached; None computes it.
-        """
+        """Computes TMKD's own terms of a step; see :meth:`TeacherEnhancer.added_terms`."""
         noise = generator_for(self.seed, "feature noise", self.steps_done)
         table = self.fusion_table() if table is None else table
         added = self.heads.terms(self.multi_view, student, per_view, labels, table, noise)
@@ -159,24 +132,11 @@ class TMKDEnhancer(TeacherEnhancer):
         """Returns the fusion weights (K, V) of all classes, attached to WeightNet; rows sum to 1."""
         return self.heads.fusion_table()
 
-    def views_forward(self, images: Tensor) -> PerView:
-        """Runs the teacher on each view of (B, 3, H, W), without gradient, for frameworks that show labels only later."""
-        self.multi_view.check(images)
-        self.keep_teacher_in_eval()
-        return self.multi_view.views_forward(images)
-
-    def fuse(self, per_view: PerView, labels: Tensor) -> Any:
-        """Fuses what :meth:`views_forward` returned into a nest like the teacher's own, with detached weights.
-
-        Args:
-            per_view: What the teacher said of each view.
-            labels: (B,) integers or (B, K) probabilities.
-
-        Raises:
-            InputError: The labels are not those of these images.
-        """
-        check_labels(labels, per_view.outputs[0].logits.shape[0], self.num_classes)
-        return self.multi_view.fused_return(per_view, select_rows(self.fusion_table().detach(), labels))
+    def unpaired_advice(self) -> str | None:
+        """See :meth:`TeacherEnhancer.unpaired_advice`."""
+        if self.heads.feature_projection is None and not self.heads.logit_weight:
+            return None
+        return "set feature_weight=0 and logit_weight=0, which leaves the fused teacher and the text contrast"
 
     def epoch_report(self) -> dict[str, Any]:
         """Returns what a log should hold of each epoch: the fusion weight of each view, mean over the classes."""

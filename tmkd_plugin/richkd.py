@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from tmkd_plugin.clip_teacher import DEFAULT_CLIP_MODEL, ClipAnswers, ClipTeacher, load_clip_teacher
 from tmkd_plugin.cross_modal_teacher import ClipView, CrossModalInterception, CrossModalTeacher, clip_of
-from tmkd_plugin.distiller_return import read_return, sum_of
 from tmkd_plugin.enhancer_base import TeacherEnhancer
 from tmkd_plugin.errors import InputError
-from tmkd_plugin.labels import check_labels
+from tmkd_plugin.interception import TeacherInterception
+from tmkd_plugin.model_output import ModelOutput
+from tmkd_plugin.multi_view_teacher import PerView
 from tmkd_plugin.optimiser_watch import OptimiserWatch
 from tmkd_plugin.randomness import generator_for
 from tmkd_plugin.richkd_heads import RichKDHeads
@@ -59,6 +60,11 @@ class RichKDEnhancer(TeacherEnhancer):
     SETTINGS: ClassVar[dict[str, Setting]] = settings_table(RichKDSettings)
     """Every setting with its default, the source of the default and its meaning."""
 
+    TITLE: ClassVar[str] = "RichKD"
+    GUIDE: ClassVar[str] = "clip"
+    INTERCEPTION: ClassVar[type[TeacherInterception]] = CrossModalInterception
+
+    multi_view: CrossModalTeacher
     heads: RichKDHeads
 
     def __init__(
@@ -97,7 +103,7 @@ class RichKDEnhancer(TeacherEnhancer):
         # Not a submodule: a frozen CLIP has no place in a checkpoint.
         view = ClipView(clip, mean, std)
         alpha = richkd.alpha if richkd.fuses_logits else 1.0
-        self.cross_modal = CrossModalTeacher(self.teacher_reader, view, alpha, richkd.clip_logit_scale)
+        self.multi_view = CrossModalTeacher(self.teacher_reader, view, alpha, richkd.clip_logit_scale)
         weight = self.resolve_logit_weight(richkd.logit_weight, 3.0) if richkd.fuses_logits else 0.0
         widths = None
         if richkd.contrasts_features:
@@ -133,39 +139,52 @@ class RichKDEnhancer(TeacherEnhancer):
         Raises:
             InputError: Images, labels or ids can't be used, or the distiller did not call its teacher.
         """
-        if teacher_labels is None:
-            self.cross_modal.check(images)
-        check_labels(labels, images.shape[0], self.num_classes)
-        self.cross_modal.view.begin(ids)
-        if self.training:
-            self._watch.look()
-        self.keep_teacher_in_eval()
         kwargs |= ids_for(self.distiller, ids)
-        answers = CrossModalInterception(
-            self.cross_modal, labels.new_ones(self.num_classes, 1).float(), images, labels, teacher_labels
+        return self.enhanced_step(
+            lambda: self.distiller(images, labels, *args, **kwargs),
+            images,
+            labels,
+            ids=ids,
+            teacher_labels=teacher_labels,
         )
-        with self.student_reader.recording():
-            with answers.active():
-                own = read_return(self.distiller(images, labels, *args, **kwargs))
-            per_view, labels_seen = answers.first_call()
-            student = self.student_reader.recorded()
-        self.check_student(student, labels)
-        if self.heads.memory is not None or self.heads.logit_weight:
-            self.check_pairing(
-                labels, labels_seen, "set logit_weight=0 and variant='L', which leaves the fused teacher"
-            )
+
+    def begin_batch(self, ids: Tensor | None) -> None:
+        """Tells what CLIP sees of which samples the next batch is; see :meth:`TeacherEnhancer.begin_batch`.
+
+        Raises:
+            InputError: CLIP's answers are looked up by ids, and these are missing or unknown.
+        """
+        self.multi_view.view.begin(ids)
+
+    def fusion_table(self) -> Tensor:
+        """Returns ones (K, 1): the teacher has one view, and CLIP's share is the same for every class."""
+        return torch.ones(self.num_classes, 1, device=next(self.student.parameters()).device)
+
+    def unpaired_advice(self) -> str | None:
+        """See :meth:`TeacherEnhancer.unpaired_advice`."""
+        if self.heads.memory is None and not self.heads.logit_weight:
+            return None
+        return "set logit_weight=0 and variant='L', which leaves the fused teacher"
+
+    def added_terms(
+        self,
+        student: ModelOutput,
+        per_view: PerView,
+        labels: Tensor,
+        table: Tensor | None = None,
+        ids: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Computes RichKD's own terms of a step; see :meth:`TeacherEnhancer.added_terms`."""
         added = self.heads.terms(
             student,
-            self.cross_modal.fused_output(per_view),
+            self.multi_view.fused_output(per_view),
             clip_of(per_view) if self.heads.memory is not None else None,
             labels,
             ids,
             generator_for(self.seed, "contrast negatives", self.steps_done),
         )
         self.steps_done += self.training
-        loss = sum_of({"own": own.loss, **added})
-        output = student.logits if own.output is None else own.output
-        return {"loss": loss, "output": output, **own.terms, **self.renamed(added, own.terms)}
+        return added
 
     @property
     def has_logit_kl(self) -> bool:
@@ -175,7 +194,7 @@ class RichKDEnhancer(TeacherEnhancer):
     @property
     def wants_ids(self) -> bool:
         """Whether CLIP's answers are looked up by ``ids=``; see also :func:`~tmkd_plugin.sample_ids.wants_ids`."""
-        return self.cross_modal.view.wants_ids
+        return self.multi_view.view.wants_ids
 
     def epoch_report(self) -> dict[str, Any]:
         """Returns what a log should hold of each epoch: which images CLIP was asked about."""

@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from enhancer_cases import RICHKD, clip_model
 from framework_cases import ROOT, run_example
 from torch import Tensor
+
+from tmkd_plugin import RichKDEnhancer
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -64,10 +67,41 @@ def test_the_checkpoint_of_lightning_goes_on_and_leaves_the_teacher_out(recipe: 
     assert int(resumed.distiller.get_extra_state()) == 6  # steps of both epochs
 
 
-def test_the_example_of_the_document_runs(recipe: dict[str, Any]) -> None:
+def test_richkd_goes_on_from_a_checkpoint_of_lightning(
+    recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = recipe["build"]
+
+    def build(enhanced: bool = True, train_limit: int | None = None) -> tuple[Any, RichKDEnhancer]:
+        dataset, distiller = plain(False, train_limit)
+        given = {name: value for name, value in RICHKD.items() if name != "enhancer"} | {
+            "clip": clip_model(10),
+            "queue_size": 50,
+        }
+        return dataset, RichKDEnhancer(distiller, dataset.class_names, mean=dataset.mean, std=dataset.std, **given)
+
+    monkeypatch.setitem(recipe["main"].__globals__, "build", build)
+    monkeypatch.setitem(recipe, "build", build)
+    trainer, module = recipe["main"](folder=tmp_path, train_limit=96)
+    distiller, losses = by_hand(recipe, enhanced=True)
+    assert trainer.callback_metrics["loss"] == losses["loss"]
+    assert trainer.callback_metrics["feature_contrast"] > 0
+    expected = distiller.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in module.distiller.state_dict().items())
+    path = trainer.checkpoint_callback.best_model_path
+    saved = torch.load(path, weights_only=False)["state_dict"]
+    assert {"distiller.heads.memory.student", "distiller.heads.clip_projection.weight"} <= saved.keys()
+    assert not [key for key in saved if "tower" in key or key.startswith("distiller.teacher")]
+    _, resumed = recipe["main"](epochs=2, folder=tmp_path, checkpoint=path, train_limit=96)
+    assert resumed.distiller.steps_done == 6
+    assert int(resumed.distiller.heads.memory.cursor) == (2 * 96) % 50
+
+
+@pytest.mark.parametrize("block", [0, 1], ids=["tmkd", "richkd"])
+def test_the_example_of_the_document_runs(recipe: dict[str, Any], block: int) -> None:
     dataset, distiller = recipe["build"](enhanced=False, train_limit=64)
     names = {"distiller": distiller, "class_names": dataset.class_names, "mean": dataset.mean, "std": dataset.std}
     names |= {"text": recipe["toy_text_encoder"], "lightning": __import__("lightning"), "torch": torch}
-    module = run_example("adapters/lightning.md", names)["module"]
+    module = run_example("adapters/lightning.md", names | {"clip": clip_model(10)}, block)["module"]
     images, labels = next(iter(recipe["loader"](dataset.train, dataset, shuffle=False)))
     assert torch.isfinite(module.training_step((images, labels), 0))

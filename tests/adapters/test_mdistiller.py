@@ -12,22 +12,34 @@ from pathlib import Path
 import pytest
 import standins_mdistiller as md
 import torch
-import torch.nn.functional as F
+from enhancer_cases import (
+    CLIP,
+    ENHANCERS,
+    GIVEN,
+    NAMES,
+    OFF,
+    RICHKD,
+    TEXT,
+    asked_clip,
+    clip_answers,
+    unhosted,
+    usual_logit_weight,
+)
 from torch import Tensor, nn
 
-from tmkd_plugin import TMKDEnhancer
 from tmkd_plugin.adapters.mdistiller import enhance
+from tmkd_plugin.contrast_memory import MemoryBank
+from tmkd_plugin.cross_modal_teacher import fused_logits
+from tmkd_plugin.enhancer_base import TeacherEnhancer
 from tmkd_plugin.errors import InputError, TmkdNotice
+from tmkd_plugin.sample_ids import tell_samples
 
-NAMES = ["heron", "tern", "wren", "jay"]
-TEXT = F.normalize(torch.randn(3, 4, 10, generator=torch.Generator().manual_seed(5)), dim=2)
 METHODS = list(md.METHODS)
-OFF = {"views": ("rgb",), "feature_weight": 0.0, "contrast_weight": 0.0, "logit_weight": 0.0, "fusion": "average"}
 DOCS = Path(__file__).parents[2] / "docs" / "adapters" / "mdistiller.md"
 
 
-def enhanced(name: str, seed: int = 1, **arguments: object) -> md.Distiller:
-    return enhance(md.build(name, seed=seed), NAMES, text=TEXT, **arguments)
+def enhanced(name: str, seed: int = 1, kind: str = "tmkd", **arguments: object) -> md.Distiller:
+    return enhance(md.build(name, seed=seed), NAMES, **{**GIVEN[kind], **arguments})
 
 
 def arguments_of(name: str, batch: int = 0) -> dict[str, object]:
@@ -36,30 +48,34 @@ def arguments_of(name: str, batch: int = 0) -> dict[str, object]:
     return {"image": image, "target": target, "epoch": 3, **dict(zip(names, rest, strict=True))}
 
 
-def unadapted(name: str) -> TMKDEnhancer:
+def unadapted(name: str, kind: str = "tmkd", **arguments: object) -> TeacherEnhancer:
     """The enhancer around the same distiller, without the adapter."""
     distiller = md.build(name).train()
     others = {key: value for key, value in arguments_of(name).items() if key not in ("image", "target")}
-    return TMKDEnhancer(
+    return unhosted(
+        kind,
         lambda images, labels: distiller.forward_train(image=images, target=labels, **others),
-        NAMES,
-        text=TEXT,
         student=distiller.student,
         teacher=distiller.teacher,
-        logit_weight=0.0 if name in ("KD", "DKD") else 1.0,
+        logit_weight=0.0 if name in ("KD", "DKD") else usual_logit_weight(kind),
+        **arguments,
     )
 
 
+@pytest.mark.parametrize("kind", ENHANCERS)
 @pytest.mark.parametrize("name", METHODS)
-def test_losses_are_those_of_the_unadapted_enhancer(name: str) -> None:
-    logits, terms = enhanced(name).train()(**arguments_of(name))
-    expected = unadapted(name)(*(arguments_of(name)[key] for key in ("image", "target")))
-    assert torch.equal(logits, expected["output"])
-    added = {"feature_kl", "text_contrast"} | (set() if name in ("KD", "DKD") else {"logit_kl"})
-    assert set(terms) == {"loss_ce", "loss_kd"} | added
-    for key, term in terms.items():
-        assert torch.equal(term.mean(), expected[key]), key
-    assert torch.equal(sum([term.mean() for term in terms.values()]), expected["loss"])
+def test_losses_are_those_of_the_unadapted_enhancer(name: str, kind: str) -> None:
+    distiller, enhancer = enhanced(name, kind=kind).train(), unadapted(name, kind)
+    given = arguments_of(name)
+    for _ in range(2):  # the noise is another one in the second step, and the queue is no longer empty
+        logits, terms = distiller(**given)
+        expected = enhancer(given["image"], given["target"])
+        assert torch.equal(logits, expected["output"])
+        added = {"tmkd": {"feature_kl", "text_contrast"}, "richkd": {"feature_contrast"}}[kind]
+        assert set(terms) == {"loss_ce", "loss_kd"} | added | (set() if name in ("KD", "DKD") else {"logit_kl"})
+        for key, term in terms.items():
+            assert torch.equal(term.mean(), expected[key]), key
+        assert torch.equal(sum([term.mean() for term in terms.values()]), expected["loss"])
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -85,31 +101,50 @@ def test_the_distiller_hears_the_fused_teacher_in_every_part_of_its_answer(name:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_trainer_trains_the_heads_and_everything_that_the_distiller_trains(name: str) -> None:
-    distiller = enhanced(name)
+def test_richkd_fuses_the_logits_and_leaves_the_features_as_they_are(name: str) -> None:
+    distiller = enhanced(name, kind="richkd", alpha=0.6).train()
+    given = arguments_of(name)
+    distiller(**given)
+    logits, features = distiller.heard[0]
+    with torch.no_grad():
+        own_logits, own_features = distiller.teacher(given["image"])
+    torch.testing.assert_close(logits, fused_logits(own_logits, asked_clip(given["image"]), 0.6, 20.0))
+    assert not torch.allclose(logits, own_logits)
+    assert torch.equal(features["pooled_feat"], own_features["pooled_feat"])
+    for key in ("feats", "preact_feats"):
+        assert all(map(torch.equal, features[key], own_features[key]))
+
+
+@pytest.mark.parametrize("kind", ENHANCERS)
+@pytest.mark.parametrize("name", METHODS)
+def test_the_trainer_trains_the_heads_and_everything_that_the_distiller_trains(name: str, kind: str) -> None:
+    distiller = enhanced(name, kind=kind)
     learnable = distiller.get_learnable_parameters()
     own = md.build(name)
     assert len(learnable) == len({id(p) for p in learnable})
-    assert len(learnable) == len(own.get_learnable_parameters()) + len(list(distiller.tmkd.heads.parameters()))
-    heads = sum(p.numel() for p in distiller.tmkd.heads.parameters())
+    assert len(learnable) == len(own.get_learnable_parameters()) + len(list(distiller.enhancer.heads.parameters()))
+    heads = sum(p.numel() for p in distiller.enhancer.heads.parameters())
     assert distiller.get_extra_parameters() == own.get_extra_parameters() + heads
     before = [p.detach().clone() for p in learnable]
-    teacher = copy.deepcopy(distiller.teacher.state_dict())
+    teacher, clip = (copy.deepcopy(network.state_dict()) for network in (distiller.teacher, CLIP))
     trainer = md.Trainer(nn.DataParallel(distiller), md.batches(name))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for epoch in (1, 2):
             trainer.train_epoch(epoch)
-    assert all(p.grad is not None and p.grad.any() for p in distiller.tmkd.heads.weight_net.parameters())
+    learned = distiller.enhancer.heads if kind == "richkd" else distiller.enhancer.heads.weight_net
+    assert all(p.grad is not None and p.grad.any() for p in learned.parameters())
     assert not any(torch.equal(p, old) for p, old in zip(learnable, before, strict=True))
+    assert all(torch.equal(value, clip[key]) for key, value in CLIP.state_dict().items())
     assert all(torch.equal(value, teacher[key]) for key, value in distiller.teacher.state_dict().items())
     assert not any(module.training for module in distiller.teacher.modules())
 
 
+@pytest.mark.parametrize("kind", ENHANCERS)
 @pytest.mark.parametrize("name", METHODS)
-def test_what_people_do_with_the_distiller_keeps_working(name: str) -> None:
+def test_what_people_do_with_the_distiller_keeps_working(name: str, kind: str) -> None:
     plain = md.build(name)
-    distiller = enhance(plain, NAMES, text=TEXT)
+    distiller = enhance(plain, NAMES, **GIVEN[kind])
     assert distiller is plain
     assert isinstance(distiller, md.METHODS[name])
     assert name == distiller.cfg.NAME
@@ -118,19 +153,19 @@ def test_what_people_do_with_the_distiller_keeps_working(name: str) -> None:
     assert torch.equal(distiller.eval()(image=image), bare(image=image))
     assert torch.equal(distiller.forward_test(image), bare.forward_test(image))
     again = copy.deepcopy(distiller).train()
-    assert again.tmkd.student is again.student
+    assert again.enhancer.student is again.student
     given = arguments_of(name)
     first, second = (sum(t.mean() for t in d.train()(**given)[1].values()) for d in (distiller, again))
     assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("off", [{"enabled": False}, OFF])
+@pytest.mark.parametrize("off", OFF, ids=["disabled", "tmkd", "richkd"])
 def test_switched_off_every_loss_is_the_same_bit_for_bit(name: str, off: dict[str, object]) -> None:
     if name == "OFD" and "enabled" not in off:
         pytest.skip("OFD leaves its teacher in training mode, TMKD never does")
     losses = []
-    for distiller in (md.build(name), enhance(md.build(name), NAMES, text=TEXT[0], **off)):
+    for distiller in (md.build(name), enhance(md.build(name), NAMES, **off)):
         trainer = md.Trainer(nn.DataParallel(distiller), md.batches(name))
         trainer.train_epoch(1)
         trainer.train_epoch(2)
@@ -138,12 +173,13 @@ def test_switched_off_every_loss_is_the_same_bit_for_bit(name: str, off: dict[st
     assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize("kind", ENHANCERS)
 @pytest.mark.parametrize("name", METHODS)
-def test_a_checkpoint_of_the_trainer_resumes_it_exactly(name: str, tmp_path: Path) -> None:
+def test_a_checkpoint_of_the_trainer_resumes_it_exactly(name: str, kind: str, tmp_path: Path) -> None:
     def trainer(seed: int, heads_seed: int) -> md.Trainer:
-        distiller = enhanced(name, seed=seed)
+        distiller = enhanced(name, seed=seed, kind=kind)
         with torch.no_grad():
-            for parameter in distiller.tmkd.heads.parameters():
+            for parameter in distiller.enhancer.heads.parameters():
                 parameter.add_(heads_seed)
         return md.Trainer(nn.DataParallel(distiller), md.batches(name))
 
@@ -152,8 +188,9 @@ def test_a_checkpoint_of_the_trainer_resumes_it_exactly(name: str, tmp_path: Pat
     whole.save(tmp_path / "latest")
     keys = torch.load(tmp_path / "latest")["model"]
     own_keys = {f"module.{key}" for key in md.build(name).state_dict()}
-    assert {key for key in keys if not key.startswith("module.tmkd.")} == own_keys
-    ours = {key.removeprefix("module.tmkd.") for key in keys} - set(keys)
+    assert {key for key in keys if not key.startswith(f"module.{kind}.")} == own_keys
+    ours = {key.removeprefix(f"module.{kind}.") for key in keys} - set(keys)
+    assert ("heads.memory.cursor" in ours) == (kind == "richkd")
     assert "_extra_state" in ours
     assert {key for key in ours if not key.startswith("heads.")} == {"_extra_state"}
     whole.train_epoch(2)
@@ -244,14 +281,69 @@ def test_what_is_no_distiller_with_a_teacher_is_refused() -> None:
         enhance(enhanced("KD"), NAMES, text=TEXT)
     with pytest.raises(InputError, match="Did you mean 'feature_weight'"):
         enhanced("KD", feature_wieght=1.0)
-    with pytest.raises(InputError, match="called with epoch, but TMKD needs the images as image="):
+    with pytest.raises(InputError, match="called with epoch, but the enhancer needs the images as image="):
         enhanced("KD").train()(epoch=1)
     with pytest.raises(InputError, match="CUDA_VISIBLE_DEVICES"):
         enhanced("KD")._replicate_for_data_parallel()
+    with pytest.raises(InputError, match=r"call forward_train of that\."):
+        enhanced("KD").tmkd(*md.batches("KD")[0][:2])
 
 
-def test_the_example_of_the_docs_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    example = re.search(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)[1]
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"enhancer": "richdk", "clip": CLIP}, "Unknown enhancer 'richdk'. Did you mean 'richkd'.*Known: richkd, tmkd"),
+        ({"enhancer": "tmkd,richkd"}, "Unknown enhancer"),
+        ({"clip": CLIP}, "clip= was given, but enhancer='tmkd' takes text= and no clip=.*enhancer='richkd'"),
+        ({"enhancer": "richkd", "text": TEXT}, "text= was given, but enhancer='richkd' takes clip=.*enhancer='tmkd'"),
+        ({**RICHKD, "views": ("rgb",)}, "Unknown setting of RichKDEnhancer 'views'"),
+        ({"text": TEXT, "alpha": 0.5}, "Unknown setting of TMKDEnhancer 'alpha'"),
+        ({"enhancer": "richkd", "clip": "small_clip"}, "needs CLIP's image encoder"),
+    ],
+)
+def test_each_enhancer_takes_its_own_arguments(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        enhance(md.build("KD"), NAMES, **arguments)
+
+
+def test_one_enhancer_in_a_host() -> None:
+    with pytest.raises(InputError, match="enhanced already"):
+        enhance(enhanced("KD"), NAMES, **RICHKD)
+    with (
+        pytest.warns(TmkdNotice, match=r"nothing of RichKD \(no key richkd\.\*\)"),
+        pytest.raises(RuntimeError, match="tmkd"),
+    ):
+        enhanced("KD", kind="richkd").load_state_dict(enhanced("KD").state_dict())
+
+
+@pytest.mark.parametrize("has_bank", [False, True])
+def test_clip_s_kept_answers_need_a_trainer_that_gives_the_index(has_bank: bool) -> None:
+    labels, ids = torch.arange(12) % 4, torch.arange(12)
+    answers = {"clip": clip_answers(), "negatives": 3}
+    distiller, enhancer = enhanced("CRD", kind="richkd", **answers).train(), unadapted("CRD", "richkd", **answers)
+    if has_bank:
+        for each in (distiller, enhancer):
+            tell_samples(each, labels, ids)
+    assert isinstance(distiller.richkd.heads.memory, MemoryBank) == has_bank
+    given = arguments_of("CRD")
+    for _ in range(2):
+        _, terms = distiller(**given)
+        expected = enhancer(given["image"], given["target"], ids=given["index"])
+        assert all(torch.equal(term.mean(), expected[key]) for key, term in terms.items())
+    own_logits = distiller.teacher(given["image"])[0]
+    expected_logits = fused_logits(own_logits, clip_answers().cosines[given["index"]], 0.7, 20.0)
+    torch.testing.assert_close(distiller.heard[0][0], expected_logits)
+    with pytest.raises(InputError, match=r"did not call forward_train with index=.*runs on every batch"):
+        md.Trainer(nn.DataParallel(enhanced("KD", kind="richkd", **answers)), md.batches("KD")).train_epoch(1)
+
+
+@pytest.mark.parametrize("kind", ENHANCERS)
+def test_the_example_of_the_docs_runs(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    example, richkd = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    if kind == "richkd":  # takes the place of the call in the first example
+        lines = example.splitlines(keepends=True)
+        first, last = lines.index("distiller = enhance(\n"), lines.index(")\n")
+        example = "".join([*lines[:first], richkd, *lines[last + 1 :]])
     assert len(example.strip().splitlines()) <= 15
     made: list[md.Trainer] = []
 
@@ -272,7 +364,8 @@ def test_the_example_of_the_docs_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         module.__dict__.update(contents)
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(nn.Module, "cuda", lambda self: self)
-    monkeypatch.setitem(enhance.__kwdefaults__, "text", TEXT)
+    if kind == "tmkd":
+        monkeypatch.setitem(enhance.__kwdefaults__, "text", TEXT)
 
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)))
     loader = type("Loader", (list,), {"dataset": types.SimpleNamespace(classes=NAMES)})()
@@ -287,8 +380,10 @@ def test_the_example_of_the_docs_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         "val_loader": [],
         "cfg": cfg,
         "experiment_name": "kd",
+        "clip": CLIP,
     }
     exec(compile(example, str(DOCS), "exec"), names)
     distiller = made[0].distiller.module
     assert len(made[0].losses) == 2
-    assert all(p.grad is not None for p in distiller.tmkd.heads.parameters())
+    assert getattr(distiller, kind) is distiller.enhancer
+    assert all(p.grad is not None for p in distiller.enhancer.heads.parameters())

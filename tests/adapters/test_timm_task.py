@@ -1,4 +1,4 @@
-"""TMKD inside timm's training tasks, with timm's own optimiser factory, EMA, checkpoints and compilation."""
+"""TMKD and RichKD inside timm's training tasks, with timm's own optimiser factory, EMA, checkpoints and compilation."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from enhancer_cases import CLIP, ENHANCERS, GIVEN, asked_clip, clip_answers, unhosted, usual_logit_weight
 from framework_cases import CLASSES, TEXT, batch, gradients, networks, run_example
 from tiny_networks import TinyConvNet
 from torch import Tensor, nn
 
-from tmkd_plugin import InputError, TMKDEnhancer, TmkdNotice
+from tmkd_plugin import InputError, TmkdNotice
+from tmkd_plugin.cross_modal_teacher import fused_logits
 from tmkd_plugin.pixels import from_pixels
 
 pytest.importorskip("timm", minversion="1.0.27", reason="timm's training tasks can be adapted from timm 1.0.27 on")
@@ -66,25 +68,30 @@ def train(task: Any, seeds: range, optimiser: Any = None) -> list[Tensor]:
     return losses
 
 
+@pytest.mark.parametrize("enhancer_name", ENHANCERS)
 @pytest.mark.parametrize("teacher_cfg", [STUDENT, TEACHER], ids=["one normalisation", "its own normalisation"])
 @pytest.mark.parametrize("kind", [LogitDistillationTask, FeatureDistillationTask])
-def test_the_loss_and_the_gradients_are_those_of_the_enhancer_itself(kind: type, teacher_cfg: dict[str, Any]) -> None:
+def test_the_loss_and_the_gradients_are_those_of_the_enhancer_itself(
+    kind: type, teacher_cfg: dict[str, Any], enhancer_name: str
+) -> None:
     images, labels = batch()
-    task, bare = enhance(task_of(kind, teacher_cfg), CLASSES, text=TEXT), task_of(kind, teacher_cfg)
+    task, bare = enhance(task_of(kind, teacher_cfg), CLASSES, **GIVEN[enhancer_name]), task_of(kind, teacher_cfg)
     student, teacher = bare.get_eval_model(), bare.teacher.model
-    logit_weight = float(kind is FeatureDistillationTask)
-    enhancer = TMKDEnhancer(
-        bare.forward, CLASSES, student=student, teacher=teacher, text=TEXT, logit_weight=logit_weight, **teacher_cfg
+    logit_weight = usual_logit_weight(enhancer_name) * (kind is FeatureDistillationTask)
+    enhancer = unhosted(
+        enhancer_name, bare.forward, student=student, teacher=teacher, logit_weight=logit_weight, **teacher_cfg
     )
-    for _ in range(2):  # the noise is another one in the second step
+    for _ in range(2):  # the noise is another one in the second step, and the queue is no longer empty
         out, expected = task(images, labels), enhancer(images, labels, teacher_labels=labels)
         assert torch.equal(out["loss"], expected["loss"])
         for module, value in ((task, out["loss"]), (enhancer, expected["loss"])):
             module.zero_grad()
             value.backward()
-    heads = gradients(task.tmkd.heads)
+    heads = gradients(getattr(task, enhancer_name).heads)
     assert all(torch.equal(heads[name], value) for name, value in gradients(enhancer.heads).items())
-    assert any(name.startswith("weight_net") and value.abs().max() > 0 for name, value in heads.items())
+    learned = [g for name, g in heads.items() if enhancer_name == "richkd" or name.startswith("weight_net")]
+    assert learned
+    assert all(gradient.abs().max() > 0 for gradient in learned)
     ours = gradients(task.get_eval_model().module if kind is LogitDistillationTask else task.get_eval_model())
     assert all(torch.equal(ours[name], value) for name, value in gradients(student).items())
 
@@ -129,15 +136,29 @@ def test_images_of_a_third_normalisation_are_undone_too() -> None:
         )
 
 
-def test_mixed_labels() -> None:
+def test_richkd_fuses_the_logits_and_clip_sees_the_pixels_of_the_images() -> None:
+    images, labels = batch()
+    seen: list[Tensor] = []
+    task = enhance(task_of(), CLASSES, **GIVEN["richkd"])
+    own = task.teacher.forward
+    task.teacher.forward = lambda *args, **kwargs: seen.append(own(*args, **kwargs)) or seen[-1]
+    task(images, labels)
+    bare = task_of()
+    own_logits = bare.teacher.model(bare.teacher.normalize_input(images, bare.student_mean, bare.student_std))
+    torch.testing.assert_close(seen[0], fused_logits(own_logits, asked_clip(images, **STUDENT), 0.7, 20.0))
+
+
+@pytest.mark.parametrize("enhancer_name", ENHANCERS)
+def test_mixed_labels(enhancer_name: str) -> None:
     images, labels = batch()
     soft = F.one_hot(labels, 4) * 0.7 + 0.3 / 4
-    out = enhance(task_of(), CLASSES, text=TEXT)(images, soft)
+    out = enhance(task_of(), CLASSES, **GIVEN[enhancer_name])(images, soft)
     assert torch.isfinite(out["loss"])
 
 
-def test_the_optimiser_of_timm_trains_the_heads_and_decays_what_it_decayed() -> None:
-    task = enhance(task_of(), CLASSES, text=TEXT)
+@pytest.mark.parametrize("enhancer_name", ENHANCERS)
+def test_the_optimiser_of_timm_trains_the_heads_and_decays_what_it_decayed(enhancer_name: str) -> None:
+    task = enhance(task_of(), CLASSES, **GIVEN[enhancer_name])
     task.get_eval_model().module.no_weight_decay = lambda: {"conv.weight"}
     optimiser = create_optimizer_v2(task.get_trainable_module(), "sgd", lr=0.1, weight_decay=1e-3)
     undecayed = {id(p) for group in optimiser.param_groups if not group["weight_decay"] for p in group["params"]}
@@ -166,19 +187,20 @@ def test_layer_decay_knows_the_students_layers() -> None:
     assert {ours[name] for name in ours.keys() - plain.keys()} == {1.0}
 
 
+@pytest.mark.parametrize("enhancer_name", ENHANCERS)
 @pytest.mark.parametrize("kind", [LogitDistillationTask, FeatureDistillationTask])
-def test_clipping_and_averaging_take_what_they_took(kind: type) -> None:
+def test_clipping_and_averaging_take_what_they_took(kind: type, enhancer_name: str) -> None:
     plain, task = task_of(kind), task_of(kind)
     own = list(map(id, task.get_clip_parameters(exclude_head=True)))
-    enhance(task, CLASSES, text=TEXT)
-    heads = list(map(id, task.tmkd.trainable_parameters()))
+    enhance(task, CLASSES, **GIVEN[enhancer_name])
+    heads = list(map(id, task.enhancer.trainable_parameters()))
     assert list(map(id, task.get_clip_parameters(exclude_head=True))) == own + heads
     for each in (plain, task):
         each.setup_ema(decay=0.5)
         each.update_ema(step=1)
     state, expected = task.get_checkpoint_state(ema=True), plain.get_checkpoint_state(ema=True)
     assert state["state_dict_ema"].keys() == expected["state_dict_ema"].keys()
-    assert "tmkd" not in state.get("task_state_ema", {})
+    assert enhancer_name not in state.get("task_state_ema", {})
     train(task, range(1))
     task.update_ema(step=2)
     student = task.get_eval_model().state_dict()
@@ -186,9 +208,12 @@ def test_clipping_and_averaging_take_what_they_took(kind: type) -> None:
     assert any(not torch.equal(averaged[name], student[name]) for name in averaged if name in student)
 
 
+@pytest.mark.parametrize("enhancer_name", ENHANCERS)
 @pytest.mark.parametrize("kind", [LogitDistillationTask, FeatureDistillationTask])
-def test_their_checkpoint_holds_the_heads_and_resumes_to_the_bit(kind: type, tmp_path: Path) -> None:
-    first, second = (enhance(task_of(kind), CLASSES, text=TEXT) for _ in range(2))
+def test_their_checkpoint_holds_the_heads_and_resumes_to_the_bit(
+    kind: type, enhancer_name: str, tmp_path: Path
+) -> None:
+    first, second = (enhance(task_of(kind), CLASSES, **GIVEN[enhancer_name]) for _ in range(2))
     optimisers = [create_optimizer_v2(t.get_trainable_module(), "sgd", lr=0.1, momentum=0.9) for t in (first, second)]
     train(first, range(2), optimisers[0])
     saver = CheckpointSaver(
@@ -201,6 +226,9 @@ def test_their_checkpoint_holds_the_heads_and_resumes_to_the_bit(kind: type, tmp
     saver.save_checkpoint(0, metric=1.0)
     saved = torch.load(tmp_path / "last.pth.tar", weights_only=False)
     assert saved["state_dict"].keys() == networks()[0].state_dict().keys()
+    assert not [
+        key for key in saved["task_state"][enhancer_name] if "tower" in key or not key.startswith(("heads.", "_extra"))
+    ]
     second.load_checkpoint_state(saved["state_dict"], saved["task_state"])
     optimisers[1].load_state_dict(saved["optimizer"])
     expected, resumed = train(first, range(2, 4), optimisers[0]), train(second, range(2, 4), optimisers[1])
@@ -214,29 +242,33 @@ def test_a_checkpoint_from_before_loads_with_a_notice() -> None:
         task.load_checkpoint_state(state["state_dict"], state["task_state"])
 
 
+@pytest.mark.parametrize("enhancer_name", ENHANCERS)
 @pytest.mark.parametrize("kind", [LogitDistillationTask, FeatureDistillationTask])
-def test_compiled_it_computes_the_same(kind: type) -> None:
+def test_compiled_it_computes_the_same(kind: type, enhancer_name: str) -> None:
     images, labels = batch()
-    plain, compiled = (enhance(task_of(kind), CLASSES, text=TEXT) for _ in range(2))
+    plain, compiled = (enhance(task_of(kind), CLASSES, **GIVEN[enhancer_name]) for _ in range(2))
+    torch.compiler.reset()  # what an earlier test compiled of the same class has the hooks of that one
     compiled.compile(backend="eager")
     torch.testing.assert_close(compiled(images, labels)["loss"], plain(images, labels)["loss"])
     assert compiled.get_checkpoint_state()["state_dict"].keys() == plain.get_checkpoint_state()["state_dict"].keys()
     torch.testing.assert_close(compiled.get_eval_model()(images), plain.get_eval_model()(images))
 
 
-def test_token_distillation_of_a_vision_transformer() -> None:
+@pytest.mark.parametrize("enhancer_name", ENHANCERS)
+def test_token_distillation_of_a_vision_transformer(enhancer_name: str) -> None:
     student = timm.create_model(
         "deit_tiny_distilled_patch16_224", num_classes=4, img_size=16, patch_size=8, embed_dim=12, depth=1, num_heads=2
     )
     teacher = networks()[1]
     teacher.pretrained_cfg = dict(TEACHER)
     task = TokenDistillationTask(student, DistillationTeacher(teacher), nn.CrossEntropyLoss(), verbose=False)
-    task = enhance(task, CLASSES, text=TEXT, input_size=16)
+    task = enhance(task, CLASSES, input_size=16, **GIVEN[enhancer_name])
     images = from_pixels(torch.randint(0, 256, (6, 3, 16, 16)), *(student.pretrained_cfg[n] for n in ("mean", "std")))
     out = task(images, batch()[1])
     out["loss"].backward()
-    assert {"task_loss", "distill_loss", "feature_kl", "text_contrast"} <= out.keys()
-    assert gradients(task.tmkd.heads)
+    added = {"tmkd": {"feature_kl", "text_contrast"}, "richkd": {"feature_contrast"}}[enhancer_name]
+    assert {"task_loss", "distill_loss"} | added <= out.keys()
+    assert gradients(task.enhancer.heads)
 
 
 @pytest.mark.parametrize("kind", [LogitDistillationTask, FeatureDistillationTask])
@@ -251,14 +283,20 @@ def test_messages() -> None:
         enhance(TinyConvNet(), CLASSES, text=TEXT)
     with pytest.raises(InputError, match="enhanced already"):
         enhance(enhance(task_of(), CLASSES, text=TEXT), CLASSES, text=TEXT)
+    with pytest.raises(InputError, match=r"ClipAnswers.*a task of timm passes images and labels alone\. Give clip="):
+        enhance(task_of(), CLASSES, enhancer="richkd", clip=clip_answers())
+    with pytest.raises(InputError, match=r"text= was given, but enhancer='richkd' takes clip="):
+        enhance(task_of(), CLASSES, enhancer="richkd", text=TEXT)
     task = task_of()
     task.setup_ema()
     with pytest.raises(InputError, match=r"Call enhance\(\) first"):
         enhance(task, CLASSES, text=TEXT)
 
 
-def test_the_example_of_the_document_runs() -> None:
+@pytest.mark.parametrize("enhancer_name", ENHANCERS)
+def test_the_example_of_the_document_runs(enhancer_name: str) -> None:
     bare = task_of()
     names = {"student": bare.get_eval_model(), "teacher": bare.teacher, "class_names": CLASSES, "text": TEXT}
-    names = run_example("adapters/timm.md", {**names, "loader": [batch()] * 2})
+    names |= {"clip": CLIP, "loader": [batch()] * 2}
+    names = run_example("adapters/timm.md", names, block=ENHANCERS.index(enhancer_name))
     assert torch.isfinite(names["losses"]["loss"])

@@ -1,4 +1,4 @@
-"""TMKD inside torchdistill, with its own boxes, YAML, hooks, losses, optimiser and checkpoints."""
+"""TMKD and RichKD inside torchdistill, with its own boxes, YAML, hooks, losses, optimiser and checkpoints."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from enhancer_cases import CLIP, ENHANCERS, GIVEN, asked_clip, clip_answers, unhosted, usual_logit_weight
 from framework_cases import CLASSES, MEAN, STD, TEXT, batch, gradients, networks, run_example
 from torch import Tensor, nn
 
-from tmkd_plugin import InputError, TMKDEnhancer, TmkdNotice
+from tmkd_plugin import InputError, TmkdNotice
+from tmkd_plugin.cross_modal_teacher import fused_logits
 
 pytest.importorskip("torchdistill", reason="torchdistill is not installed")
 
@@ -22,7 +24,8 @@ from torchdistill.core.forward_hook import ForwardHookManager
 
 from tmkd_plugin.adapters.torchdistill import enhance
 
-SETTINGS = {"text": TEXT, "mean": MEAN, "std": STD}
+NORMALISATION = {"mean": MEAN, "std": STD}
+SETTINGS = {"text": TEXT, **NORMALISATION}
 KD = """
 kd:
   criterion:
@@ -77,12 +80,13 @@ def step(box: Any, images: Tensor, labels: Tensor) -> Tensor:
     return loss.detach()
 
 
+@pytest.mark.parametrize("kind", ENHANCERS)
 @pytest.mark.parametrize("labels_kind", ["classes", "probabilities"])
-def test_the_loss_and_the_gradients_are_those_of_the_enhancer_itself(labels_kind: str) -> None:
+def test_the_loss_and_the_gradients_are_those_of_the_enhancer_itself(labels_kind: str, kind: str) -> None:
     images, labels = batch()
     if labels_kind == "probabilities":
         labels = F.one_hot(labels, 4) * 0.7 + 0.3 / 4
-    box = enhance(box_of(), CLASSES, **SETTINGS)
+    box = enhance(box_of(), CLASSES, **GIVEN[kind], **NORMALISATION)
     student, teacher = networks()
 
     def by_hand(images: Tensor, labels: Tensor) -> Tensor:
@@ -90,8 +94,8 @@ def test_the_loss_and_the_gradients_are_those_of_the_enhancer_itself(labels_kind
         soft = F.kl_div((logits / 4).log_softmax(1), (teacher(images) / 4).softmax(1), reduction="batchmean")
         return 0.5 * F.cross_entropy(logits, labels) + 0.5 * 4**2 * soft
 
-    enhancer = TMKDEnhancer(by_hand, CLASSES, student=student, teacher=teacher, logit_weight=0.0, **SETTINGS)
-    for _ in range(2):  # the noise is another one in the second step
+    enhancer = unhosted(kind, by_hand, student=student, teacher=teacher, logit_weight=0.0, **NORMALISATION)
+    for _ in range(2):  # the noise is another one in the second step, and the queue is no longer empty
         loss, expected = box.forward_process(images, labels, {}), enhancer(images, labels)["loss"]
         torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
         for module, value in ((box.org_student_model, loss), (enhancer, expected)):
@@ -99,10 +103,14 @@ def test_the_loss_and_the_gradients_are_those_of_the_enhancer_itself(labels_kind
             value.backward()
     heads, student_gradients = gradients(enhancer.heads), gradients(student)
     ours = gradients(box.org_student_model)
-    assert ours.keys() == student_gradients.keys() | {f"tmkd.heads.{name}" for name in heads}
-    for name, value in [*student_gradients.items(), *((f"tmkd.heads.{name}", g) for name, g in heads.items())]:
+    assert ours.keys() == student_gradients.keys() | {f"{kind}.heads.{name}" for name in heads}
+    for name, value in [*student_gradients.items(), *((f"{kind}.heads.{name}", g) for name, g in heads.items())]:
         torch.testing.assert_close(ours[name], value, rtol=1e-5, atol=1e-7)
-    assert any("weight_net" in name and value.abs().max() > 0 for name, value in ours.items())
+    learned = [
+        value for name, value in ours.items() if f"{kind}.heads." in name and (kind == "richkd" or "weight_net" in name)
+    ]
+    assert learned
+    assert all(value.abs().max() > 0 for value in learned)
 
 
 def test_the_io_dict_of_the_teacher_holds_the_fused_tensors() -> None:
@@ -123,6 +131,20 @@ def test_the_io_dict_of_the_teacher_holds_the_fused_tensors() -> None:
     assert not outputs.requires_grad
 
 
+def test_richkd_fuses_the_logits_wherever_a_hook_caught_them_and_no_feature() -> None:
+    images, labels = batch()
+    config = configuration()
+    config["teacher"]["forward_hook"] = {"input": ["pool"], "output": ["fc"]}
+    outputs, io_dict = enhance(box_of(config), CLASSES, **GIVEN["richkd"], **NORMALISATION).get_teacher_output(
+        images, labels, {}
+    )
+    teacher = networks()[1].eval()
+    expected = fused_logits(teacher(images), asked_clip(images, MEAN, STD), 0.7, 20.0)
+    for logits in (outputs, io_dict["."]["output"], io_dict["fc"]["output"]):
+        torch.testing.assert_close(logits, expected)
+    assert torch.equal(io_dict["pool"]["input"], teacher.forward_features(images))
+
+
 def test_a_term_in_yaml_gives_the_weight_and_without_one_it_is_one() -> None:
     images, labels = batch()
     losses = {}
@@ -135,14 +157,16 @@ def test_a_term_in_yaml_gives_the_weight_and_without_one_it_is_one() -> None:
     assert losses["half"] > own
 
 
-def test_a_logit_kl_is_added_where_no_term_has_one() -> None:
-    for terms, expected in ((KD, 0.0), (MAPS, 1.0)):
-        box = enhance(box_of(configuration(terms), (7, 7)), CLASSES, **SETTINGS)
-        assert box.org_student_model.tmkd.heads.logit_weight == expected
+@pytest.mark.parametrize("kind", ENHANCERS)
+def test_a_logit_kl_is_added_where_no_term_has_one(kind: str) -> None:
+    for terms, expected in ((KD, 0.0), (MAPS, usual_logit_weight(kind))):
+        box = enhance(box_of(configuration(terms), (7, 7)), CLASSES, **GIVEN[kind], **NORMALISATION)
+        assert box.org_student_model.get_submodule(kind).heads.logit_weight == expected
 
 
-def test_their_optimiser_trains_the_heads_under_their_scheduler() -> None:
-    box = enhance(box_of(configuration(scheduler=True)), CLASSES, **SETTINGS)
+@pytest.mark.parametrize("kind", ENHANCERS)
+def test_their_optimiser_trains_the_heads_under_their_scheduler(kind: str) -> None:
+    box = enhance(box_of(configuration(scheduler=True)), CLASSES, **GIVEN[kind], **NORMALISATION)
     before = {name: p.clone() for name, p in box.student_model.named_parameters()}
     teacher_before = [p.clone() for p in box.teacher_model.parameters()]
     for epoch in range(2):
@@ -155,8 +179,10 @@ def test_their_optimiser_trains_the_heads_under_their_scheduler() -> None:
     assert len(box.optimizer.param_groups) == 1
 
 
-def test_their_checkpoint_holds_the_heads_and_resumes_to_the_bit(tmp_path: Path) -> None:
-    first, second = (enhance(box_of(configuration(scheduler=True)), CLASSES, **SETTINGS) for _ in range(2))
+@pytest.mark.parametrize("kind", ENHANCERS)
+def test_their_checkpoint_holds_the_heads_and_resumes_to_the_bit(kind: str, tmp_path: Path) -> None:
+    given = {**GIVEN[kind], **NORMALISATION}
+    first, second = (enhance(box_of(configuration(scheduler=True)), CLASSES, **given) for _ in range(2))
     for seed in range(2):
         step(first, *batch(seed))
     path = str(tmp_path / "ckpt.pt")
@@ -166,16 +192,17 @@ def test_their_checkpoint_holds_the_heads_and_resumes_to_the_bit(tmp_path: Path)
         assert torch.equal(step(first, *batch(seed)), step(second, *batch(seed)))
     saved = torch.load(path, weights_only=False)["model"]
     student = networks()[0]
-    student.load_state_dict({key: value for key, value in saved.items() if not key.startswith("tmkd.")})
-    assert not any("teacher" in key for key in saved)
+    student.load_state_dict({key: value for key, value in saved.items() if not key.startswith(f"{kind}.")})
+    assert not [key for key in saved if "tower" in key or f"{kind}.teacher" in key]
 
 
-def test_a_checkpoint_from_before_loads_with_a_notice() -> None:
-    box = enhance(box_of(), CLASSES, **SETTINGS)
+@pytest.mark.parametrize("kind", ENHANCERS)
+def test_a_checkpoint_from_before_loads_with_a_notice(kind: str) -> None:
+    box = enhance(box_of(), CLASSES, **GIVEN[kind], **NORMALISATION)
     plain = networks()[0]
     with torch.no_grad():
         plain.fc.bias += 1
-    with pytest.warns(TmkdNotice, match=r"no key tmkd\.\*"):
+    with pytest.warns(TmkdNotice, match=rf"no key {kind}\.\*"):
         box.student_model.load_state_dict(plain.state_dict())
     assert torch.equal(box.student_model.fc.bias, plain.fc.bias)
 
@@ -193,8 +220,9 @@ def test_it_stays_through_the_stages_of_a_box() -> None:
     assert not torch.equal(before, box.org_student_model.tmkd.heads.weight_net.hidden.weight)
 
 
-def test_from_yaml_alone() -> None:
-    options = {"class_names": CLASSES, "text": TEXT, "mean": list(MEAN), "std": list(STD)}
+@pytest.mark.parametrize("kind", ENHANCERS)
+def test_from_yaml_alone(kind: str) -> None:
+    options = {"class_names": CLASSES, "mean": list(MEAN), "std": list(STD), **GIVEN[kind]}
     losses = []
     for by_yaml in (True, False):
         config = configuration(KD + TMKD)
@@ -209,6 +237,37 @@ def test_from_yaml_alone() -> None:
             losses.append(step(box, *batch(epoch)))
     assert torch.equal(losses[0], losses[2])
     assert torch.equal(losses[1], losses[3])
+
+
+def test_a_hook_manager_has_the_terms_of_richkd_too() -> None:
+    images, labels = batch()
+    (student, teacher), (hand_student, hand_teacher) = networks(), networks()
+    manager = ForwardHookManager(torch.device("cpu"))
+    manager.add_hook(teacher, "pool")
+    given = {**GIVEN["richkd"], **NORMALISATION, "logit_weight": 2.0}
+    manager = enhance(manager, CLASSES, student=student, teacher=teacher, **given)
+    enhancer = unhosted(
+        "richkd",
+        lambda x, y: {"loss": F.cross_entropy(hand_student(x), y), "t": hand_teacher(x).sum() * 0},
+        student=hand_student,
+        teacher=hand_teacher,
+        logit_weight=2.0,
+        **NORMALISATION,
+    )
+    for _ in range(2):
+        teacher(images)
+        logits = student(images)
+        fused = manager.pop_io_dict(labels)["."]["output"]
+        own_logits = hand_teacher.eval()(images)
+        torch.testing.assert_close(fused, fused_logits(own_logits, asked_clip(images, MEAN, STD), 0.7, 20.0))
+        loss = F.cross_entropy(logits, labels) + sum(manager.richkd.late_terms(labels).values())
+        torch.testing.assert_close(loss, enhancer(images, labels)["loss"])
+    loss.backward()
+    assert all(gradient.abs().max() > 0 for gradient in gradients(manager.enhancer.heads).values())
+    assert any(gradient.abs().max() > 0 for gradient in gradients(student).values())
+    teacher(images)
+    with pytest.raises(InputError, match=r"RichKD needs the labels: call pop_io_dict\(labels\)"):
+        manager.pop_io_dict()
 
 
 def test_a_hook_manager_fuses_when_the_labels_arrive() -> None:
@@ -231,13 +290,13 @@ def test_a_hook_manager_fuses_when_the_labels_arrive() -> None:
         expected = sum(weights[:, v].reshape(-1, *(1,) * (part(views[v]).ndim - 1)) * part(views[v]) for v in range(3))
         torch.testing.assert_close(io_dict[path]["output"], expected)
     assert io_dict["bn"]["output"].shape == (6, 5, 16, 16)
-    enhancer = TMKDEnhancer(
+    enhancer = unhosted(
+        "tmkd",
         lambda x, y: {"loss": F.cross_entropy(hand_student(x), y), "t": hand_teacher(x).sum() * 0},
-        CLASSES,
         student=hand_student,
         teacher=hand_teacher,
         logit_weight=1.0,
-        **SETTINGS,
+        **NORMALISATION,
     )
     torch.testing.assert_close(loss, enhancer(images, labels)["loss"])
     assert any("weight_net" in name and g.abs().max() > 0 for name, g in gradients(manager.tmkd.heads).items())
@@ -274,6 +333,12 @@ def test_messages() -> None:
     box = enhance(box_of(), CLASSES, **SETTINGS)
     with pytest.raises(InputError, match="enhanced already"):
         enhance(box, CLASSES, **SETTINGS)
+    with pytest.raises(InputError, match="enhanced already"):
+        enhance(box, CLASSES, **GIVEN["richkd"])
+    with pytest.raises(InputError, match=r"ClipAnswers.*torchdistill passes images and labels alone\. Give clip="):
+        enhance(box_of(), CLASSES, enhancer="richkd", clip=clip_answers())
+    with pytest.raises(InputError, match=r"clip= was given, but enhancer='tmkd' takes text="):
+        enhance(box_of(), CLASSES, clip=CLIP)
     box = box_of()
     box.student_model = nn.DataParallel(box.student_model)
     box.student_model.device_ids = [0, 1]
@@ -281,7 +346,8 @@ def test_messages() -> None:
         enhance(box, CLASSES, **SETTINGS)
 
 
-def test_the_example_of_the_document_runs() -> None:
+@pytest.mark.parametrize("block", [0, 2], ids=ENHANCERS)
+def test_the_example_of_the_document_runs(block: int) -> None:
     student, teacher = networks()
     names = {
         "student": student,
@@ -290,9 +356,10 @@ def test_the_example_of_the_document_runs() -> None:
         "mean": MEAN,
         "std": STD,
         "text": TEXT,
+        "clip": CLIP,
     }
     names |= {"loader": [(*batch(), {})] * 2, "train_config": configuration(), "device": torch.device("cpu")}
-    assert torch.isfinite(run_example("adapters/torchdistill.md", names)["loss"])
+    assert torch.isfinite(run_example("adapters/torchdistill.md", names, block)["loss"])
 
 
 def test_the_loop_of_the_document_runs() -> None:
