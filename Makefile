@@ -25,12 +25,15 @@ TABLE_OPTIONS = --scale '$(SCALE)' $(call option,PAIRS,pairs) $(call option,DATA
 	$(call option,OUT,out) $(call option,FORMAT,format) $(if $(filter-out 0,$(CONTROLS)),--controls) \
 	$(if $(filter-out 0,$(DRY_RUN)),--dry-run) $(ARGS)
 
-.PHONY: help bench table report regress teachers teacher verify-teachers text-cache test fuzz lint format install clean
+.PHONY: help bench table report teacher-report robustness perf regress teachers teacher verify-teachers text-cache test fuzz lint format install clean
 
 help:
 	@echo 'make bench BASELINE=kd    compare the baseline with the baseline + TMKD (variables: README.md)'
 	@echo 'make table TABLE=2         a table of the paper (SCALE=smoke, small or paper)'
 	@echo 'make report               one HTML page of the newest comparison, or of RUN=folder'
+	@echo 'make teacher-report RUN=folder   calibration of the teachers and students of a comparison'
+	@echo 'make robustness RUN=folder       the same arms on corrupted images'
+	@echo 'make perf                 how fast it is, as ratios with their limits'
 	@echo 'make regress              accuracy as a test, against a recorded reference'
 	@echo 'make teachers             list the teachers; make teacher TEACHER=... trains one'
 	@echo 'make test                 run the tests'
@@ -49,6 +52,15 @@ table: $(INSTALLED)
 
 report: $(INSTALLED)
 	@$(BIN)/tmkd report $(if $(RUN),'$(RUN)') $(call option,OUT,out) $(ARGS)
+
+teacher-report: $(INSTALLED)
+	@$(BIN)/tmkd teacher-report '$(RUN)' $(call option,OUT,out) $(ARGS)
+
+robustness: $(INSTALLED)
+	@$(BIN)/tmkd robustness '$(RUN)' $(call option,OUT,out) $(ARGS)
+
+perf: $(INSTALLED)
+	@$(BIN)/tmkd perf $(call option,DEVICE,device) $(call option,THREADS,threads) $(call option,OUT,out) $(ARGS)
 
 regress: $(INSTALLED)
 	@$(BIN)/tmkd regress $(call option,REFERENCE,reference) $(call option,MARGIN,margin) $(call option,SEEDS,seeds) \

@@ -227,7 +227,7 @@ def load_images(run: FinishedRun, data_dir: str | None = None) -> ImageDataset:
     from tmkd_plugin.data import load_dataset
     from tmkd_plugin.training.teacher_store import loading_of
 
-    values = {key: run.value(key) for key in Experiment.model_fields if run.value(key) is not None}
+    values = {key: run.value(key) for key in Experiment.model_fields if run.value(key) not in (None, [])}
     loading = loading_of(Experiment(**values))
     if data_dir is not None:
         loading["data_dir"] = data_dir

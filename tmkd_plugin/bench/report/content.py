@@ -12,6 +12,7 @@ from tmkd_plugin.bench.figures.command import chosen_seed, drawings
 from tmkd_plugin.bench.figures.drawing import Drawing
 from tmkd_plugin.bench.figures.finished_run import ArmPair, Entry, FinishedRun, load_images
 from tmkd_plugin.bench.output import TIMING
+from tmkd_plugin.bench.report.calibration import CalibrationContent, calibration_content
 from tmkd_plugin.bench.report.charts import interval_chart, learning_curves
 from tmkd_plugin.bench.report.class_changes import Changes, changes_of
 from tmkd_plugin.bench.report.outcome import (
@@ -85,6 +86,7 @@ class ReportContent:
         environment: Label and value.
         version: Of tmkd, which wrote the report.
         controls: The names of the control arms, which say how much of a gain is the enhancer's.
+        calibration: How far the probabilities can be trusted.
     """
 
     title: str
@@ -100,6 +102,7 @@ class ReportContent:
     environment: list[tuple[str, str]]
     version: str
     controls: set[str]
+    calibration: CalibrationContent
 
     def last_epoch(self, row: DifferenceRow) -> DifferenceRow | None:
         """Returns the difference of the same arms after the last epoch."""
@@ -171,6 +174,7 @@ def gather(
         environment=_environment(run, timing),
         version=__version__,
         controls={arm["name"] for arm in run.results["arms"] if arm.get("control")},
+        calibration=calibration_content(run, pairs),
     )
 
 

@@ -1,0 +1,1 @@
+"""Calibration and quality of the teachers and students of a finished comparison."""
