@@ -99,7 +99,7 @@ install: $(INSTALLED)
 $(INSTALLED): setup.cfg pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo 'Installing into $(VENV) (once; with the CUDA build of torch this is about 6 GB and takes minutes) ...'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,frameworks]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,frameworks,ray]'
 	@touch $@
 
 $(LINT_INSTALLED): $(INSTALLED)
