@@ -14,10 +14,11 @@ import pytest
 from finished_runs import call, copied, make_run
 from PIL import Image
 
-from tmkd_plugin.bench.figures.finished_run import load_images, read_run
+from tmkd_plugin.bench.figures.finished_run import FinishedRun, load_images, read_run
 from tmkd_plugin.bench.report.class_changes import ClassChange, changes_of
 from tmkd_plugin.bench.report.command import render
 from tmkd_plugin.bench.report.content import gather
+from tmkd_plugin.bench.report.outcome import difference_rows
 from tmkd_plugin.commands import report
 from tmkd_plugin.data.file_split import FileSplit
 from tmkd_plugin.errors import InputError
@@ -213,6 +214,16 @@ def test_a_verdict_names_the_controls(finished, tmp_path):
     assert "Against a control, KD + TMKD \u2212 KD + logit KL: \u22121.25 [" in words
     assert "After the last epoch: +0.75 [" in words
     assert "There are no control arms here" not in words
+
+
+def test_each_difference_has_its_own_sentence(finished):
+    results = json.loads((finished / "results.json").read_text(encoding="utf-8"))
+    assert all("sign_flip_p" in entry for entry in results["comparisons"]), "what else is known has a line of its own"
+    results["arms"].append({**results["arms"][1], "name": "kd+richkd", "title": "KD + RichKD"})
+    results["comparisons"] += [{**entry, "enhanced": "kd+richkd"} for entry in results["comparisons"]]
+    rows = difference_rows(FinishedRun(finished, results))
+    sentences = [row.sentence for row in rows if row.selection == "best"]
+    assert [re.split(" against | is ", sentence)[0] for sentence in sentences] == ["KD + TMKD", "KD + RichKD"]
 
 
 def test_what_is_missing_is_said(finished, tmp_path):

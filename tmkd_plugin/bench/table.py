@@ -139,14 +139,15 @@ def verdict_lines(results: Mapping[str, Any]) -> list[str]:
     lines = []
     for entry in results["comparisons"]:
         if entry["metric"] == "top1" and entry["selection"] == "best":
-            lines.append(_sentence(titles[entry["enhanced"]], titles[entry["baseline"]], entry))
+            lines.append(verdict_sentence(titles[entry["enhanced"]], titles[entry["baseline"]], entry))
             beside = evidence_sentence(entry)
             if beside is not None:
                 lines.append(f"  {beside}")
     return lines
 
 
-def _sentence(enhanced: str, baseline: str, entry: Mapping[str, Any]) -> str:
+def verdict_sentence(enhanced: str, baseline: str, entry: Mapping[str, Any]) -> str:
+    """Says in one sentence what the interval of an entry of ``comparisons`` shows, under the titles of its two arms."""
     interval = None if entry["ci95"] is None else tuple(entry["ci95"])
     compared = PairedComparison(entry["delta"], entry["sd"], interval, entry["n"], entry["p_value"])
     words = verdict(compared)

@@ -11,7 +11,7 @@ from tmkd_plugin.bench.power import power_sentence, spread_of
 from tmkd_plugin.bench.resampling import bootstrap_interval, sign_flip_test
 from tmkd_plugin.bench.results import METRICS, SELECTIONS
 from tmkd_plugin.bench.statistics import PairedComparison, mean_and_sd, verdict
-from tmkd_plugin.bench.table import verdict_lines
+from tmkd_plugin.bench.table import verdict_sentence
 from tmkd_plugin.bench.test_set_error import error_parts_of_runs
 from tmkd_plugin.errors import InputError
 from tmkd_plugin.training.run_folder import PREDICTIONS
@@ -83,15 +83,15 @@ def _arm_row(arm: Entry, timing: Mapping[str, Any]) -> ArmRow:
 def difference_rows(run: FinishedRun) -> list[DifferenceRow]:
     """Returns a row for each comparison of top-1 and each choice of the epoch."""
     titles = {arm["name"]: arm["title"] for arm in run.results["arms"]}
-    sentences = iter(verdict_lines(run.results))
     rows = []
     for entry in run.results["comparisons"]:
         if entry["metric"] != "top1":
             continue
         interval = None if entry["ci95"] is None else tuple(entry["ci95"])
         compared = PairedComparison(entry["delta"], entry["sd"], interval, entry["n"], entry["p_value"])
-        title = f"{titles[entry['enhanced']]} \u2212 {titles[entry['baseline']]}"
-        sentence = next(sentences) if entry["selection"] == "best" else ""
+        enhanced, baseline = titles[entry["enhanced"]], titles[entry["baseline"]]
+        title = f"{enhanced} \u2212 {baseline}"
+        sentence = verdict_sentence(enhanced, baseline, entry) if entry["selection"] == "best" else ""
         rows.append(DifferenceRow(title, entry["selection"], entry, verdict(compared), sentence))
     return rows
 
