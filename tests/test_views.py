@@ -190,6 +190,30 @@ class TestCanny:
         assert expected[..., 100:].any(), "the line should reach the far side"
         assert torch.equal(implementation(images, 50, 600), expected)
 
+    def test_hysteresis_looks_at_the_device_seldom_and_stops_when_nothing_changes(self, monkeypatch):
+        # A weak line wound like a snake, strong at one end: each sweep follows it by one pixel.
+        image = np.zeros((90, 90), np.uint8)
+        turns = [(x, y) for row, y in enumerate(range(10, 80, 10)) for x in ((8, 80) if row % 2 == 0 else (80, 8))]
+        cv2.polylines(image, [np.array(turns)], isClosed=False, color=30, thickness=2)
+        image[8:12, 4:9] = 255
+        images = torch.from_numpy(image).view(1, 1, 90, 90)
+        looks, sweeps = [], []
+        equal, sweep = torch.equal, canny_module._sweep
+        monkeypatch.setattr(canny_module.torch, "equal", lambda *pair: looks.append(1) or equal(*pair))
+        monkeypatch.setattr(canny_module, "_sweep", lambda *given: sweeps.append(1) or sweep(*given))
+        found = canny_torch(images, 50, 600)
+        monkeypatch.undo()
+        assert torch.equal(found, canny_plane_by_plane(images, 50, 600))
+        assert found[..., 70:, :].any(), "the line should be followed to its end"
+        assert len(sweeps) > 300
+        assert len(looks) == math.log2(len(sweeps) / 8) + 1
+        looks.clear()
+        sweeps.clear()
+        monkeypatch.setattr(canny_module.torch, "equal", lambda *pair: looks.append(1) or equal(*pair))
+        monkeypatch.setattr(canny_module, "_sweep", lambda *given: sweeps.append(1) or sweep(*given))
+        canny_torch(torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
+        assert (len(looks), len(sweeps)) == (1, 8)
+
     @CANNY_IMPLEMENTATIONS
     def test_edges_do_not_cross_from_one_plane_to_the_next(self, implementation):
         # A step along a column is strong in the first plane and weak in the second, just below it in memory.
@@ -419,6 +443,48 @@ class TestMakeViews:
             assert view.min() >= 0
             assert view.max() <= 255
 
+    @settings(max_examples=40, deadline=None)
+    @given(data=st.data())
+    def test_without_cv2_the_edge_view_is_the_same_and_the_high_frequency_view_within_a_hundredth(self, data):
+        shape = data.draw(st.tuples(st.integers(1, 2), st.just(3), st.integers(3, 40), st.integers(3, 40)))
+        images = torch.from_numpy(data.draw(hnp.arrays(np.uint8, shape, elements=st.integers(0, 255))))
+        size = data.draw(st.sampled_from([None, 1, 3, 5, 9]))
+        chosen = ViewSettings(
+            edge_alpha=0.7, high_frequency_weight=data.draw(st.sampled_from([1.0, 0.3, 2.5])), blur_kernel_size=size
+        )
+        expected = make_views(images, settings=chosen)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(views_module, "import_cv2", lambda: None)
+            patch.setattr(canny_module, "import_cv2", lambda: None)
+            rgb, edge, high = make_views(images, settings=chosen)
+        assert torch.equal(rgb, expected[0])
+        assert torch.equal(edge, expected[1])
+        assert (high - expected[2]).abs().max() <= 0.01
+
+    @pytest.mark.parametrize("weight", [1.0, 0.3, 2.5])
+    def test_the_size_of_the_parts_changes_no_bit(self, weight, monkeypatch):
+        images = torch.cat([photographs(32), random_pixels(3, 3, 32, 32)])
+        chosen = ViewSettings(high_frequency_weight=weight)
+        whole, blurred = make_views(images, settings=chosen), gaussian_blur(images)
+        for pixels in (1, 2500):
+            monkeypatch.setattr(views_module, "_PIXELS_PER_CALL", pixels)
+            monkeypatch.setattr(canny_module, "_PIXELS_PER_CALL", pixels)
+            for layout in (torch.contiguous_format, torch.channels_last):
+                parts = make_views(images.contiguous(memory_format=layout), settings=chosen)
+                assert all(torch.equal(part, view) for part, view in zip(parts, whole, strict=True))
+            assert torch.equal(gaussian_blur(images), blurred)
+
+    @pytest.mark.parametrize("weight", [1.0, 0.3, 2.5])
+    def test_residual_and_image_are_added_with_one_rounding(self, weight):
+        images = photographs(32)
+        residual = (images.float() - gaussian_blur(images)).double() * float(np.float32(weight))
+        expected = (images.double() + residual).float().clamp(0, 255)
+        assert torch.equal(high_frequency_view(images, weight), expected)
+
+    def test_empty_batches_stay_empty(self):
+        for view in make_views(torch.empty(0, 3, 16, 16, dtype=torch.uint8)):
+            assert (view.shape, view.dtype) == ((0, 3, 16, 16), torch.float32)
+
     def test_unknown_view_is_refused_with_the_nearest_name(self):
         with pytest.raises(InputError, match=r"Unknown view 'edges'\. Did you mean 'edge'\?"):
             make_views(random_pixels(1, 3, 4, 4), ["rgb", "edges"])
@@ -468,6 +534,28 @@ class TestPixels:
         for index in np.ndindex(*images.shape):
             expected = ((int(found[index]) + 0.25) / 255 - IMAGENET_MEAN[index[1]]) / IMAGENET_STD[index[1]]
             assert float(views[index]) == pytest.approx(expected, abs=1e-5)
+
+    def test_a_second_batch_copies_nothing_to_the_device(self, monkeypatch):
+        images = torch.rand(2, 3, 9, 9, generator=torch.Generator().manual_seed(0))
+
+        def run():
+            pixels = to_pixels(images, IMAGENET_MEAN, IMAGENET_STD)
+            kernel = gaussian_kernel(3, 0.8)
+            return from_pixels(views_module._blur_dimension(pixels.float(), -1, kernel), IMAGENET_MEAN, IMAGENET_STD)
+
+        first = run()
+        # Numbers that go from Python to a GPU make the processor wait for it.
+        monkeypatch.setattr(torch, "tensor", lambda *_, **__: pytest.fail("a tensor was made from numbers"))
+        assert torch.equal(run(), first)
+
+    def test_what_was_made_in_inference_mode_can_be_used_outside(self):
+        images = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+        mean, std = (0.123, 0.234, 0.345), (0.456, 0.567, 0.678)  # of no other test
+        with torch.inference_mode():
+            from_pixels(images, mean, std)
+        images.requires_grad_()
+        from_pixels(images, mean, std).sum().backward()
+        torch.testing.assert_close(images.grad[0, :, 0, 0], 1 / (255 * torch.tensor(std)))
 
     def test_values_beyond_the_range_are_clamped(self):
         images = torch.tensor([-0.5, 0.0, 0.5, 1.5]).view(1, 1, 2, 2).expand(1, 3, 2, 2)

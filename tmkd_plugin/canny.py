@@ -26,10 +26,10 @@ _LARGEST_THRESHOLD = 32767.0
 # tan(22.5°) in OpenCV's fixed point with 15 fractional bits; tan(67.5°) is this plus 2.
 _TAN_22_5 = 13573
 _FRACTION_BITS = 15
-# Sweeps of the hysteresis between two looks at whether anything still changes: each look waits for the device.
-_SWEEPS_PER_CHECK = 8
+# Sweeps of the hysteresis before the first look at whether anything still changes; each look waits for the device.
+_FIRST_LOOK = 8
 # Pixels that go through OpenCV in one call: enough for its threads, small enough for the cache.
-_PIXELS_PER_CALL = 1 << 20
+_PIXELS_PER_CALL = 1 << 18
 
 
 @functools.cache
@@ -174,19 +174,29 @@ def _is_ridge(dx: Tensor, dy: Tensor, magnitude: Tensor) -> Tensor:
 
 
 def _hysteresis(strong: Tensor, candidates: Tensor) -> Tensor:
-    """Grows the strong edges over adjacent candidates until a sweep changes nothing."""
+    """Grows the strong edges over adjacent candidates until a sweep changes nothing.
+
+    Looks at whether something still changes come after 8, 16, 32, ... sweeps: photographs of 224 pixels, which take up to 117
+    sweeps, need 5 looks, and no image costs more than twice its sweeps.
+    """
     padded = F.pad(strong, (1, 1, 1, 1))
     edges = padded[..., 1:-1, 1:-1]
+    rows = torch.empty_like(padded[..., 1:-1, :])
+    done, look_after = 0, _FIRST_LOOK
     while True:
-        for _ in range(_SWEEPS_PER_CHECK - 1):
-            edges.copy_(_sweep(padded, candidates))
-        grown = _sweep(padded, candidates)
-        if torch.equal(grown, edges):
-            return grown
-        edges.copy_(grown)
+        for _ in range(look_after - done - 1):
+            _sweep(padded, rows, candidates)
+        before = edges.clone()
+        _sweep(padded, rows, candidates)
+        if torch.equal(before, edges):
+            return before
+        done, look_after = look_after, 2 * look_after
 
 
-def _sweep(padded_edges: Tensor, candidates: Tensor) -> Tensor:
-    """Returns the candidates (..., H, W) that are or touch an edge (..., H+2, W+2), diagonals included."""
-    rows = padded_edges[..., :-2, :] | padded_edges[..., 1:-1, :] | padded_edges[..., 2:, :]
-    return (rows[..., :-2] | rows[..., 1:-1] | rows[..., 2:]) & candidates
+def _sweep(padded_edges: Tensor, rows: Tensor, candidates: Tensor) -> None:
+    """Adds to the edges (..., H+2, W+2) the candidates (..., H, W) that touch one, diagonals included; ``rows`` is scratch."""
+    torch.bitwise_or(padded_edges[..., :-2, :], padded_edges[..., 2:, :], out=rows).bitwise_or_(
+        padded_edges[..., 1:-1, :]
+    )
+    edges = padded_edges[..., 1:-1, 1:-1]
+    torch.bitwise_or(rows[..., :-2], rows[..., 2:], out=edges).bitwise_or_(rows[..., 1:-1]).bitwise_and_(candidates)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -112,7 +113,14 @@ def _channel_tensors(
 ) -> tuple[Tensor, Tensor]:
     """Returns mean and std, checked, as float32 tensors (3,1,1)."""
     means, stds = channel_statistics(mean, std)
-    return torch.tensor(means, device=device).view(3, 1, 1), torch.tensor(stds, device=device).view(3, 1, 1)
+    return _channels_on(tuple(means), device), _channels_on(tuple(stds), device)
+
+
+@functools.lru_cache(maxsize=64)
+def _channels_on(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Returns three numbers as a tensor (3,1,1), made once: copying them to a GPU in every step would wait for the GPU."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=torch.float32, device=device).view(3, 1, 1)
 
 
 def channel_statistics(mean: Sequence[float] | None, std: Sequence[float] | None) -> tuple[list[float], list[float]]:

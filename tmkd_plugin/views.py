@@ -6,10 +6,13 @@ here are ours and stand in :class:`ViewSettings`.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,10 +38,12 @@ __all__ = [
 
 VIEW_NAMES = ("rgb", "edge", "high_frequency")
 
+_Planes = np.ndarray[Any, Any]
+
 # The shorter side, in pixels, up to which images get the small blur kernel.
 _SMALL_IMAGE = 64
-# Pixels that are blurred in one call: enough for OpenCV's threads, small enough for the cache.
-_PIXELS_PER_CALL = 1 << 19
+# Pixels that are worked on at a time: enough for OpenCV's threads, small enough for the cache.
+_PIXELS_PER_CALL = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,8 @@ def edge_view(
     """
     _check_weight("The edge view's alpha", alpha)
     edges = canny(images, low, high, l2_gradient)
+    if _has_opencv(images):
+        return _lifted_edges(images, edges, 255.0 * alpha)
     # As bytes: torch adds bool to float three times slower.
     return images.to(torch.float32).add_(edges.view(torch.uint8), alpha=255.0 * alpha).clamp_(0, 255)
 
@@ -145,6 +152,11 @@ def high_frequency_view(
         InputError: The images are not uint8 (B,C,H,W), or a number is out of its range.
     """
     _check_weight("The high-frequency view's weight", weight)
+    check_pixels(images)
+    _check_blur(kernel_size, sigma)
+    if _has_opencv(images):
+        size, sigma = _default_blur(images.shape[-2:], kernel_size, sigma)
+        return _sharpened_cv2(images, weight, size, sigma)
     blurred = gaussian_blur(images, kernel_size, sigma)
     pixels = images.to(torch.float32)
     residual = torch.sub(pixels, blurred, out=blurred)
@@ -170,8 +182,12 @@ def gaussian_blur(images: Tensor, kernel_size: int | None = None, sigma: float |
     if images.numel() == 0:
         return images.to(torch.float32)
     size, sigma = _default_blur(images.shape[-2:], kernel_size, sigma)
-    if images.device.type == "cpu" and import_cv2() is not None:
-        return _blur_cv2(images, size, sigma)
+    if _has_opencv(images):
+        blurred = torch.empty(images.shape, dtype=torch.float32)
+        flat = _planes_of(blurred)
+        for part, _, of_part in _blurred_parts(images, size, sigma):
+            flat[part] = of_part
+        return blurred
     kernel = gaussian_kernel(size, sigma)
     return _blur_dimension(_blur_dimension(images.to(torch.float32), -1, kernel), -2, kernel)
 
@@ -195,29 +211,76 @@ def _reflected(length: int, radius: int) -> list[int]:
     return [min(index % period, -index % period) for index in range(-radius, length + radius)]
 
 
-def _blur_cv2(images: Tensor, size: int, sigma: float) -> Tensor:
-    """Blurs planes that are stacked into tall images: a call for each small plane costs more than the work."""
+def _has_opencv(images: Tensor) -> bool:
+    return images.device.type == "cpu" and images.numel() > 0 and import_cv2() is not None
+
+
+def _planes_of(images: Tensor) -> _Planes:
+    """Returns the planes (B*C,H,W) of a CPU tensor, which stay in its memory where that is contiguous."""
+    planes: _Planes = images.contiguous().view(-1, *images.shape[-2:]).numpy()
+    return planes
+
+
+def _parts(planes: _Planes) -> Iterator[slice]:
+    """Cuts planes into parts that stay in the cache while several operations go over them."""
+    per_part = max(1, _PIXELS_PER_CALL // planes[0].size)
+    return (slice(start, start + per_part) for start in range(0, len(planes), per_part))
+
+
+def _lifted_edges(images: Tensor, edges: Tensor, lift: float) -> Tensor:
+    """Returns clip(I + lift E), E in {0, 1}, part by part; numpy wakes no threads for so little work."""
+    view = torch.empty(images.shape, dtype=torch.float32)
+    planes, of_edges, flat = _planes_of(images), _planes_of(edges), _planes_of(view)
+    for part in _parts(planes):
+        lifted = np.multiply(of_edges[part], lift, out=flat[part], dtype=np.float32)
+        np.add(lifted, planes[part], out=lifted)
+        np.minimum(lifted, 255, out=lifted)
+    return view
+
+
+def _sharpened_cv2(images: Tensor, weight: float, size: int, sigma: float) -> Tensor:
+    """Returns clip(I + weight (I - blur(I))), part by part."""
+    view = torch.empty(images.shape, dtype=torch.float32)
+    flat = _planes_of(view)
+    for part, pixels, blurred in _blurred_parts(images, size, sigma):
+        residual: _Planes = np.subtract(pixels, blurred, out=blurred)
+        if weight != 1:
+            # A float64 holds the product as it is: the sum is rounded once, as a fused multiply-add does it.
+            residual = np.multiply(residual, np.float32(weight), dtype=np.float64)
+        np.add(pixels, residual, out=flat[part], casting="same_kind")
+        np.clip(flat[part], 0, 255, out=flat[part])
+    return view
+
+
+def _blurred_parts(images: Tensor, size: int, sigma: float) -> Iterator[tuple[slice, _Planes, _Planes]]:
+    """Yields part after part of the planes: where it lies, its pixels and the blurred pixels, float32 (N,H,W).
+
+    The planes of a part are stacked into a tall image: a call for each small plane costs more than the work.
+    """
     import cv2
 
     height, width = images.shape[-2:]
     radius = size // 2
     rows = _reflected(height, radius)
-    planes = images.contiguous().view(-1, height, width)
-    blurred = torch.empty(images.shape, dtype=torch.float32)
-    flat_blurred = blurred.view(-1, height, width)
-    per_call = max(1, _PIXELS_PER_CALL // (height * width))
-    for start in range(0, len(planes), per_call):
-        part = slice(start, start + per_call)
-        tall = stack_planes(planes[part].to(torch.float32).numpy(), rows)
-        tall_blurred = torch.from_numpy(cv2.GaussianBlur(tall, (size, size), sigma)).view(-1, len(rows), width)
-        flat_blurred[part] = tall_blurred[:, radius : radius + height]
-    return blurred
+    planes = _planes_of(images)
+    for part in _parts(planes):
+        tall = stack_planes(planes[part], rows).astype(np.float32)
+        blurred = cv2.GaussianBlur(tall, (size, size), sigma)
+        pixels, of_part = (each.reshape(-1, len(rows), width)[:, radius : radius + height] for each in (tall, blurred))
+        yield part, pixels, of_part
+
+
+@functools.lru_cache(maxsize=64)
+def _reflected_on(length: int, radius: int, device: torch.device) -> Tensor:
+    """Returns :func:`_reflected` as a tensor, made once: copying it to a GPU in every step would wait for the GPU."""
+    with torch.inference_mode(False):
+        return torch.tensor(_reflected(length, radius), device=device)
 
 
 def _blur_dimension(images: Tensor, dimension: int, kernel: Sequence[float]) -> Tensor:
     """Convolves one dimension, in sums of slices: a convolution would lose precision under autocast and TF32."""
     radius, length = len(kernel) // 2, images.shape[dimension]
-    extended = images.index_select(dimension, torch.tensor(_reflected(length, radius), device=images.device))
+    extended = images.index_select(dimension, _reflected_on(length, radius, images.device))
     blurred = images * kernel[radius]
     for offset in range(1, radius + 1):
         pair = extended.narrow(dimension, radius - offset, length) + extended.narrow(dimension, radius + offset, length)

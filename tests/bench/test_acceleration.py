@@ -13,7 +13,7 @@ from tmkd_plugin.bench.run_record import ACCELERATION, identity_of
 from tmkd_plugin.cli import main
 from tmkd_plugin.training.acceleration import Acceleration
 
-GIVEN = {
+GIVEN = {"teacher_batch": 4, 
     "precision": "bf16", "accumulation_steps": 2, "clip_norm": 1.5, "compile": "eager", "channels_last": True,
     "sync_batch_norm": True,
 }  # fmt: skip
@@ -39,6 +39,18 @@ def test_values_that_are_off_leave_the_identity_of_earlier_runs_as_it_was():
     assert not set(ACCELERATION) & set(identity())
 
 
+def test_a_teacher_sees_a_few_images_at_a_time(tiny_bench, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert main([*tiny_bench, "--seeds", "1", "--out", str(whole)]) == 0
+    assert main([*tiny_bench, "--seeds", "1", "--teacher-batch", "5", "--out", str(parts)]) == 0
+    losses = [
+        json.loads((out / "kd+tmkd" / "seed0" / "history.jsonl").read_text())["losses"]["loss"]
+        for out in (whole, parts)
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert json.loads((parts / "kd" / "seed0" / "run.json").read_text())["identity"]["teacher_batch"] == 5
+
+
 def test_a_comparison_runs_with_all_that_a_cpu_can_do(tiny_bench, tmp_path, capsys):
     out = tmp_path / "out"
     words = ["--precision", "bf16", "--accumulation-steps", "2", "--clip-norm", "1.5", "--compile", "eager"]
@@ -48,6 +60,7 @@ def test_a_comparison_runs_with_all_that_a_cpu_can_do(tiny_bench, tmp_path, caps
         **GIVEN,
         "channels_last": False,
         "sync_batch_norm": False,
+        "teacher_batch": None,
     }
     record = json.loads((out / "kd+tmkd" / "seed0" / "run.json").read_text())
     assert record["identity"]["precision"] == "bf16"
@@ -59,6 +72,7 @@ def test_a_comparison_runs_with_all_that_a_cpu_can_do(tiny_bench, tmp_path, caps
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--teacher-batch", "4", "--compile", "eager"], "teacher_batch and compile exclude each other"),
         (["--precision", "fp16"], "precision=fp16 needs a GPU, but device=cpu"),
         (["--channels-last"], "channels_last is for GPUs"),
         (["--sync-batch-norm"], "sync_batch_norm is for GPUs"),

@@ -19,6 +19,7 @@ from tmkd_plugin.errors import InputError, TmkdNotice
 from tmkd_plugin.randomness import forked_random_state
 from tmkd_plugin.training import teachers
 from tmkd_plugin.training.arm import Arm
+from tmkd_plugin.training.lockstep import train_arms
 from tmkd_plugin.training.metrics import evaluate
 from tmkd_plugin.training.recipes import recipe_by_name
 from tmkd_plugin.training.settings import TrainingSettings
@@ -32,7 +33,6 @@ from tmkd_plugin.training.teacher_store import (
     training_folder,
 )
 from tmkd_plugin.training.teachers import trained_teacher
-from tmkd_plugin.training.lockstep import train_arms
 from tmkd_plugin.training.view_training import top1_by_view, view_of, with_random_views
 from tmkd_plugin.views import VIEW_NAMES, ViewSettings, make_views
 from tmkd_plugin.zoo import build_network

@@ -10,6 +10,7 @@ from torch import nn
 from tmkd_plugin.errors import InputError, unknown_name
 from tmkd_plugin.settings import check_number
 from tmkd_plugin.training.precision import check_precision
+from tmkd_plugin.training.teacher_parts import run_in_parts
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Acceleration:
         compile: The backend with which ``torch.compile`` compiles student and teacher, such as ``inductor``; None for none.
         channels_last: Whether the networks' weights are laid out NHWC, which tensor cores are fastest with; GPUs only.
         sync_batch_norm: Whether batch norm takes its statistics over all processes; GPUs only.
+        teacher_batch: How many images the teacher sees at a time, which caps its memory; None for the whole batch. Parts of a
+            batch need not give the bits of the batch.
     """
 
     precision: str = "fp32"
@@ -32,6 +35,7 @@ class Acceleration:
     compile: str | None = None
     channels_last: bool = False
     sync_batch_norm: bool = False
+    teacher_batch: int | None = None
 
     def check(self, device: str | torch.device) -> None:
         """Refuses what can't be used on a device, before anything is trained.
@@ -44,6 +48,12 @@ class Acceleration:
         check_number("accumulation_steps", self.accumulation_steps, at_least=1, whole=True)
         if self.clip_norm is not None:
             check_number("clip_norm", self.clip_norm, above=0)
+        if self.teacher_batch is not None:
+            check_number("teacher_batch", self.teacher_batch, at_least=1, whole=True)
+        if self.teacher_batch is not None and self.compile is not None:
+            raise InputError(
+                "teacher_batch and compile exclude each other: a compiled teacher takes the batch as a whole."
+            )
         if self.compile is not None:
             backends = [*torch.compiler.list_backends(), "aot_eager", "eager"]
             if self.compile not in backends:
@@ -67,6 +77,8 @@ class Acceleration:
         if self.channels_last:
             for network in networks:
                 network.to(memory_format=torch.channels_last)
+        if self.teacher_batch is not None and isinstance(teacher, nn.Module):
+            run_in_parts(teacher, self.teacher_batch)
         if self.compile is not None:
             # torch gives up on a class of networks after a few compilations: the next run starts with none.
             torch.compiler.reset()

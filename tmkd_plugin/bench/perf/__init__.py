@@ -1,0 +1,1 @@
+"""``tmkd perf``: how fast this package is, beside how fast arithmetic lets it be, all measured in one run."""
