@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -59,6 +59,11 @@ class Experiment(BaseModel):
         compile: The backend of ``torch.compile`` for student and teacher, such as ``inductor``; ``None`` for none.
         channels_last: Whether networks are laid out NHWC; GPUs only.
         sync_batch_norm: Whether batch norm takes its statistics over all processes; GPUs only.
+        teacher_batch: How many images the teacher sees at a time; ``None`` for the whole batch.
+        augmentation_variants: How many augmentations of each image the epochs replay; ``None`` for another one in each epoch.
+        teacher_cache: Whether the teacher's answers are kept on disk, so that it need not run in each step; results
+            agree with those without it up to rounding.
+        arms_at_once: How many arms train side by side and share the teacher's passes; ``auto``: as many as fit.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -95,6 +100,10 @@ class Experiment(BaseModel):
     compile: str | None = None
     channels_last: bool = False
     sync_batch_norm: bool = False
+    teacher_batch: int | None = Field(default=None, ge=1)
+    augmentation_variants: int | None = Field(default=None, ge=1)
+    teacher_cache: bool = False
+    arms_at_once: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
 
     @field_validator("seeds", mode="before")
     @classmethod

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tmkd_plugin.batch_memory import once
 from tmkd_plugin.errors import InputError, unknown_name
 from tmkd_plugin.fusion import fuse, fuse_nests
 from tmkd_plugin.model_output import SUBSTITUTE, ModelOutput, OutputReader, Substitute
@@ -29,6 +30,28 @@ class PerView:
 
     returned: tuple[Any, ...]
     outputs: tuple[ModelOutput, ...]
+
+
+@dataclass(frozen=True)
+class ViewsKey:
+    """Says which views of a batch are asked for: their names, their settings, and the normalisation of the images."""
+
+    names: tuple[str, ...]
+    settings: ViewSettings
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+
+
+def normalised_views(
+    images: Tensor,
+    names: Sequence[str],
+    settings: ViewSettings,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> list[Tensor]:
+    """Makes views of normalised images (B, 3, H, W), normalised again, in their dtype."""
+    pixels = make_views(to_pixels(images, mean, std), names, settings)
+    return [from_pixels(each, mean, std, images.dtype) for each in pixels]
 
 
 class MultiViewTeacher:
@@ -100,15 +123,16 @@ class MultiViewTeacher:
             V tensors of the shape and dtype of ``images``.
 
         """
-        others = [name for name in self.views if name != "rgb"]
+        others = tuple(name for name in self.views if name != "rgb")
         if not others:
             return [images]
-        pixels = make_views(to_pixels(images, self.mean, self.std), others, self.view_settings)
-        made = dict(zip(others, pixels, strict=True))
-        return [
-            images if name == "rgb" else from_pixels(made[name], self.mean, self.std, images.dtype)
-            for name in self.views
-        ]
+
+        def make() -> list[Tensor]:
+            return normalised_views(images, others, self.view_settings, self.mean, self.std)
+
+        key = ViewsKey(others, self.view_settings, _numbers(self.mean), _numbers(self.std))
+        made = dict(zip(others, once(self.teacher, key, images, make), strict=True))
+        return [images if name == "rgb" else made[name] for name in self.views]
 
     def for_each_view(self, call: Callable[[Any], Any], per_view: Sequence[Any]) -> list[Any]:
         """Calls ``call`` on what there is of each view, without gradient; the answers come in the views' order."""
@@ -169,6 +193,10 @@ class MultiViewTeacher:
         if len(features) < len(per_view.outputs):
             raise InputError(self.reader.no_pooled_features())
         return fuse(features, weights)
+
+
+def _numbers(values: Sequence[float] | None) -> tuple[float, ...] | None:
+    return None if values is None else tuple(float(value) for value in values)
 
 
 def _checked_views(views: Sequence[str]) -> tuple[str, ...]:

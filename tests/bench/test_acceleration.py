@@ -13,7 +13,7 @@ from tmkd_plugin.bench.run_record import ACCELERATION, identity_of
 from tmkd_plugin.cli import main
 from tmkd_plugin.training.acceleration import Acceleration
 
-GIVEN = {"teacher_batch": 4, 
+GIVEN = {"teacher_batch": 4,
     "precision": "bf16", "accumulation_steps": 2, "clip_norm": 1.5, "compile": "eager", "channels_last": True,
     "sync_batch_norm": True,
 }  # fmt: skip

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tmkd_plugin.baselines import BASELINES
 from tmkd_plugin.bench import cell
 from tmkd_plugin.cli import main
@@ -31,6 +33,20 @@ class Failing(KD):
 '''
 
 
+@pytest.fixture
+def groups(monkeypatch) -> list[int]:
+    """How many runs were trained side by side, each time."""
+    sizes: list[int] = []
+    train = cell.train_distillers
+
+    def noted(arms, *args, **kwargs):
+        sizes.append(len(arms))
+        return train(arms, *args, **kwargs)
+
+    monkeypatch.setattr(cell, "train_distillers", noted)
+    return sizes
+
+
 def files_of(out: Path) -> dict[str, bytes]:
     """The files of every run, by arm/seed/name."""
     return {
@@ -38,15 +54,7 @@ def files_of(out: Path) -> dict[str, bytes]:
     }
 
 
-def test_every_baseline_and_enhancer_has_the_bits_that_it_has_alone(tiny_bench, tmp_path, monkeypatch):
-    groups = []
-    train = cell.train_distillers
-
-    def noted(arms, *args, **kwargs):
-        groups.append(len(arms))
-        return train(arms, *args, **kwargs)
-
-    monkeypatch.setattr(cell, "train_distillers", noted)
+def test_every_baseline_and_enhancer_has_the_bits_that_it_has_alone(tiny_bench, tmp_path, groups):
     words = [*tiny_bench, "--baseline", "all", "--seeds", "1", "--controls", "--set", "student_alone=true"]
     words += ["--set", "teacher_training.epochs=2"]
     assert main([*words, "--out", str(tmp_path / "together")]) == 0
@@ -71,15 +79,7 @@ def test_how_many_train_at_once_decides_no_result(tiny_bench, tmp_path, capsys):
     assert "holds the results of this very comparison" in capsys.readouterr().out
 
 
-def test_little_memory_makes_small_groups(tiny_bench, tmp_path, monkeypatch):
-    groups = []
-    train = cell.train_distillers
-
-    def noted(arms, *args, **kwargs):
-        groups.append(len(arms))
-        return train(arms, *args, **kwargs)
-
-    monkeypatch.setattr(cell, "train_distillers", noted)
+def test_little_memory_makes_small_groups(tiny_bench, tmp_path, groups, monkeypatch):
     monkeypatch.setattr(cell, "free_bytes", lambda device: 1e3)
     assert main([*tiny_bench, "--seeds", "1", "--out", str(tmp_path / "out")]) == 0
     assert groups == [1, 1]

@@ -19,6 +19,7 @@ from tmkd_plugin.bench.results import Cell
 from tmkd_plugin.bench.run_record import ACCELERATION, read_record, write_record
 from tmkd_plugin.config import Experiment
 from tmkd_plugin.errors import InputError, RunError, is_storage_error
+from tmkd_plugin.text_cache import default_cache_dir
 from tmkd_plugin.text_teacher import TextEmbeddings
 from tmkd_plugin.training.acceleration import Acceleration
 from tmkd_plugin.training.arm_memory import arm_bytes, fits, free_bytes
@@ -27,6 +28,7 @@ from tmkd_plugin.training.distributed import Processes
 from tmkd_plugin.training.files import remove_temporary_files, write_bytes
 from tmkd_plugin.training.lockstep import failing_alone
 from tmkd_plugin.training.progress import Progress
+from tmkd_plugin.training.teacher_cache import FOLDER, TeacherCacheFolder
 from tmkd_plugin.training.trainer import train_distillers
 
 logger = logging.getLogger(__name__)
@@ -136,6 +138,8 @@ def train_cells(
             acceleration=acceleration_of(experiment),
             processes=processes,
             on_failure=on_failure,
+            augmentation_variants=experiment.augmentation_variants,
+            teacher_cache=TeacherCacheFolder(default_cache_dir() / FOLDER, say) if experiment.teacher_cache else None,
         )
         for name in [*failed, *results]:
             job = left.pop(name)

@@ -22,8 +22,10 @@ from tmkd_plugin.errors import InputError, unknown_name
 from tmkd_plugin.prompts import check_class_names
 from tmkd_plugin.randomness import forked_random_state
 from tmkd_plugin.richkd_settings import RichKDSettings
-from tmkd_plugin.sample_ids import ids_for
+from tmkd_plugin.sample_ids import ids_for, tell_samples
 from tmkd_plugin.text_teacher import DEFAULT_TEXT_MODEL, TextEmbeddings, text_embeddings
+from tmkd_plugin.training.teacher_cache import check_augmentation
+from tmkd_plugin.training.teacher_cache_trial import require_kept_answers_suffice
 from tmkd_plugin.training.teacher_store import loading_of
 from tmkd_plugin.views import VIEW_NAMES
 from tmkd_plugin.zoo import build_network
@@ -75,6 +77,8 @@ def prepare(configuration: Configuration, cache_dir: Path, say: Callable[[str], 
             build_network(getattr(experiment, role), 2)
     dataset = load_dataset(**loading_of(experiment), workers=experiment.workers, download=experiment.download, say=say)
     check_class_names(dataset.class_names)
+    if experiment.teacher_cache:
+        check_augmentation(dataset, experiment.augmentation_variants)
     text = None
     if configuration.enhancers and experiment.text != SMALL_CLIP:
         _check_text_name(experiment.text)
@@ -160,6 +164,9 @@ def _try_every_arm(preparation: Preparation) -> None:
         with _said_of(arm.title), forked_random_state(seed, "trial step"):
             distiller = build_distiller(preparation, arm, teacher, text, seed).train()
             read_return(distiller(batch.images, batch.labels, **ids_for(distiller, batch.ids)))
+        if experiment.teacher_cache:
+            tell_samples(distiller, dataset.train.labels, dataset.train.ids)
+            require_kept_answers_suffice(distiller, arm.title, batch, dataset)
 
 
 def describe_dataset(dataset: ImageDataset) -> dict[str, Any]:

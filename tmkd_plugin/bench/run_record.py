@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,20 @@ SCHEMA_VERSION = 1
 FILES = (STUDENT, STUDENT_LAST, HEADS, PREDICTIONS, HISTORY)
 SELECTION = ("baseline", "enhancer", "variants", "controls", "student_alone", "seeds")
 """Values that say which runs there are, and nothing about any of them."""
-ACCELERATION = ("precision", "accumulation_steps", "clip_norm", "compile", "channels_last", "sync_batch_norm")
+ACCELERATION = (
+    "precision",
+    "accumulation_steps",
+    "clip_norm",
+    "compile",
+    "channels_last",
+    "sync_batch_norm",
+    "teacher_batch",
+)
 """Values that decide how a batch is computed; one that is off is no part of a run's identity, as before it existed."""
-PLACE = ("data_dir", "download", "workers", "arms_at_once")
-"""Values that decide where data come from and how fast, and no result."""
+REPLAY = ("augmentation_variants",)
+"""Values that decide which images a batch holds; likewise."""
+PLACE = ("data_dir", "download", "workers", "arms_at_once", "teacher_cache")
+"""Values that decide where data come from and how fast, and no result (with the teacher cache, but for the last bits)."""
 
 
 def identity_of(
@@ -70,7 +80,7 @@ def identity_of(
         "seed": seed,
         "dataset": {key: value for key, value in dataset.items() if key != "name"},
         **{key: described[key]["value"] for key in general},
-        **_acceleration(described),
+        **_not_default(described, (*ACCELERATION, *REPLAY)),
         "training": _values(described["training"]),
         "settings": own,
         "teacher_sha256": None if alone else teacher_sha256,
@@ -129,9 +139,9 @@ def read_record(folder: Path, identity: Mapping[str, Any]) -> tuple[Cell | None,
     return cell, None
 
 
-def _acceleration(described: Mapping[str, Any]) -> dict[str, Any]:
+def _not_default(described: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
     fields = Experiment.model_fields
-    values = {key: described[key]["value"] for key in ACCELERATION if key in described}
+    values = {key: described[key]["value"] for key in keys if key in described}
     return {key: value for key, value in values.items() if value != fields[key].default}
 
 

@@ -154,6 +154,24 @@ def _add_acceleration(add: Callable[..., Any]) -> None:
     )
     add("--channels-last", action="store_true", help="lay networks out NHWC; on GPUs only")
     add("--sync-batch-norm", action="store_true", help="batch norm statistics over all processes; on GPUs only")
+    add(
+        "--teacher-batch",
+        metavar="N",
+        type=whole_number,
+        help="images that the teacher sees at a time, which caps its memory (default: the whole batch)",
+    )
+    add(
+        "--augmentation-variants",
+        metavar="K",
+        type=whole_number,
+        help="replay K augmentations of each image, in turn (default: another one in each epoch)",
+    )
+    add(
+        "--teacher-cache",
+        action="store_true",
+        help="keep the teacher's answers on disk ($TMKD_CACHE) instead of running it in each step; needs "
+        "--augmentation-variants where images are augmented",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -188,9 +206,12 @@ def run(arguments: argparse.Namespace) -> int:
         "clip_norm",
         "compile",
         "arms_at_once",
+        "augmentation_variants",
+        "teacher_batch",
     )
     flags = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    flags |= {name: True for name in ("controls", "channels_last", "sync_batch_norm") if getattr(arguments, name)}
+    switches = ("controls", "channels_last", "sync_batch_norm", "teacher_cache")
+    flags |= {name: True for name in switches if getattr(arguments, name)}
     with joined_processes() as processes:
         return bench(
             BenchOptions(

@@ -55,6 +55,7 @@ def training_batches(
     seed: int,
     epoch: int,
     drop_last: bool = False,
+    variants: int | None = None,
 ) -> Iterator[Batch]:
     """Yields one epoch of augmented batches in random order.
 
@@ -68,18 +69,61 @@ def training_batches(
         seed: Of order and augmentation.
         epoch: Another epoch gives another order and other crops.
         drop_last: Leaves out the images of the last, smaller batch.
+        variants: How many augmentations there are of each image; see :func:`augmentation_epoch`. None for one an epoch.
 
     Returns:
         An iterator over batches on the device of the split. A file that can't be used ends it with an ``InputError`` that
         names the file.
     """
     bounds = batch_bounds(len(split), batch_size, drop_last)
-    _check_statistics(mean, std)
     order = torch.randperm(len(split), generator=generator_for(seed, "order", epoch))
+    parts = [order[start:end] for start, end in bounds]
+    drawn = augmentation_epoch(epoch, variants)
+    return augmented_batches(split, parts, augmentation, mean, std, seed=seed, epoch=drawn)
+
+
+def augmentation_epoch(epoch: int, variants: int | None) -> int:
+    """Returns the epoch whose augmentation the images of an epoch have.
+
+    Args:
+        epoch: From 1.
+        variants: K: epoch e replays that of epoch ``(e-1) % K + 1``. None replays nothing.
+
+    Raises:
+        InputError: K is not a whole number of at least 1.
+    """
+    if variants is None:
+        return epoch
+    if isinstance(variants, bool) or not isinstance(variants, int) or variants < 1:
+        raise InputError(f"augmentation_variants={variants!r}: expected a whole number, 1 or more, or nothing.")
+    return (epoch - 1) % variants + 1
+
+
+def augmented_batches(
+    split: Split,
+    parts: Sequence[Tensor],
+    augmentation: Augmentation,
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    seed: int,
+    epoch: int,
+) -> Iterator[Batch]:
+    """Yields given images of a split as they are in one epoch.
+
+    Args:
+        split: The images.
+        parts: The places in the split that each batch has, int64 (B,) each, on the CPU.
+        augmentation: What happens to them.
+        mean: By channel, on the scale 0..1.
+        std: By channel, on the scale 0..1.
+        seed: Of the augmentation.
+        epoch: Likewise.
+    """
+    _check_statistics(mean, std)
     if isinstance(split, FileSplit):
         from tmkd_plugin.data.file_pixels import training_pixels
 
-        parts = [order[start:end] for start, end in bounds]
         return _file_batches(split, parts, training_pixels(split, parts, augmentation, seed, epoch), mean, std)
     if augmentation.resized_crop is not None:
         raise InputError(
@@ -87,12 +131,12 @@ def training_batches(
             "Use crop_padding, or a split in files."
         )
     device = split.images.device
-    order = order.to(device)
     draws = draw_augmentation(len(split), augmentation, seed, epoch).to(device)
 
+    places = torch.split(torch.cat(list(parts)).to(device), [len(part) for part in parts])
+
     def batches() -> Iterator[Batch]:
-        for start, end in bounds:
-            rows = order[start:end]
+        for rows in places:
             images = augment(split.images[rows], draws[rows], augmentation.crop_padding)
             yield Batch(normalize(images, mean, std), split.labels[rows], split.ids[rows])
 

@@ -13,6 +13,7 @@ from tmkd_plugin.training.arm import Arm
 from tmkd_plugin.training.checkpoint import Checkpoints
 from tmkd_plugin.training.progress import Progress, SilentProgress
 from tmkd_plugin.training.shared_teacher import shared_teachers
+from tmkd_plugin.training.teacher_cache import TeacherCache
 
 OnFailure = Callable[[str, Exception], None]
 """Is told the name and the error of an arm that failed."""
@@ -27,6 +28,7 @@ def train_arms(
     progress: Progress | None = None,
     checkpoints: Mapping[str, Checkpoints] | None = None,
     on_failure: OnFailure | None = None,
+    teacher_cache: TeacherCache | None = None,
 ) -> float:
     """Runs every epoch of arms that share a recipe, from wherever each of them is.
 
@@ -38,6 +40,7 @@ def train_arms(
         progress: What shows how far it is; None for nothing.
         checkpoints: Where the state of each arm is kept, by name; None for nowhere.
         on_failure: See :func:`failing_alone`.
+        teacher_cache: What answers for the teachers, which it has to know; None lets the teachers themselves answer.
 
     Returns:
         The seconds that the making of the batches took.
@@ -51,7 +54,7 @@ def train_arms(
             behind = [arm for arm in arms if len(arm.history) < epoch]
             if not behind:
                 continue
-            batch_seconds += _run_epoch(arms, behind, epoch, batches, progress, checkpoints, on_failure)
+            batch_seconds += _run_epoch(arms, behind, epoch, batches, progress, checkpoints, on_failure, teacher_cache)
             for arm in behind:
                 with failing_alone(arm.name, on_failure, arm, arms):
                     record = arm.end_epoch(dataset)
@@ -72,15 +75,21 @@ def _run_epoch(
     progress: Progress,
     checkpoints: Mapping[str, Checkpoints] | None,
     on_failure: OnFailure | None,
+    teacher_cache: TeacherCache | None,
 ) -> float:
     """Takes the arms that have not finished an epoch through it; returns the seconds that the making of its batches took."""
     for arm in behind:
         arm.begin_epoch(epoch)
     device, batch_seconds, start = behind[0].device, 0.0, time.perf_counter()
-    with shared_teachers([arm.distiller for arm in behind]) as forget:
+    distillers = [arm.distiller for arm in behind]
+    with contextlib.ExitStack() as stack:
+        begin = None if teacher_cache is None else stack.enter_context(teacher_cache.answering(distillers, epoch))
+        forget = stack.enter_context(shared_teachers(distillers if begin is None else []))
         for step, batch in enumerate(batches(epoch)):
             images, labels, ids = batch.images.to(device), batch.labels.to(device), batch.ids.to(device)
             batch_seconds += time.perf_counter() - start
+            if begin is not None:
+                begin(images, ids)
             for arm in list(behind):
                 if arm.steps_done > step:  # before its checkpoint
                     continue

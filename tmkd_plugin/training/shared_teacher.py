@@ -19,8 +19,7 @@ from tmkd_plugin.batch_memory import MEMORY, BatchMemory
 from tmkd_plugin.errors import RunError
 from tmkd_plugin.model_output import LISTENERS, Place, Recorder
 from tmkd_plugin.nested import leaves, map_leaves
-
-_ABSENT = object()
+from tmkd_plugin.stand_in import replaced_attributes
 
 
 @contextlib.contextmanager
@@ -88,17 +87,8 @@ class _SharedForward:
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
         """Answers for the network inside the block."""
-        attributes = self.network.__dict__
-        before = {name: attributes.get(name, _ABSENT) for name in ("forward", MEMORY)}
-        attributes.update({"forward": self, MEMORY: self.shared.memory})
-        try:
+        with replaced_attributes(self.network, {"forward": self, MEMORY: self.shared.memory}):
             yield
-        finally:
-            for name, value in before.items():
-                if value is _ABSENT:
-                    attributes.pop(name, None)
-                else:
-                    attributes[name] = value
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Answers from the memory of the batch, or runs the network."""

@@ -27,6 +27,7 @@ from tmkd_plugin.training.progress import Progress
 from tmkd_plugin.training.run_folder import RunFolder
 from tmkd_plugin.training.settings import TrainingSettings
 from tmkd_plugin.training.sharding import sharded_networks
+from tmkd_plugin.training.teacher_cache import TeacherCache, TeacherCacheFolder
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ def train_distiller(
     tensorboard: bool = False,
     acceleration: Acceleration | None = None,
     processes: Processes | None = None,
+    augmentation_variants: int | None = None,
+    teacher_cache: TeacherCacheFolder | None = None,
 ) -> ArmResult:
     """Trains one distiller; the case of one arm of :func:`train_distillers`.
 
@@ -99,6 +102,10 @@ def train_distiller(
         acceleration: How a batch is computed; None for everything off.
         processes: Those that train it together, each of which calls this function with the same arguments; the first one
             writes the files. None for this process alone.
+        augmentation_variants: K: epoch e has the augmentation of epoch ``(e-1) % K + 1``, in an order of its own. None for
+            another augmentation in each epoch.
+        teacher_cache: Where the teacher's answers are kept, so that it runs once for each image and view and not in each
+            step; results agree with those without it up to rounding. None runs the teacher.
 
     Returns:
         The scores of the best and the last epoch.
@@ -119,6 +126,8 @@ def train_distiller(
         tensorboard=tensorboard,
         acceleration=acceleration,
         processes=processes,
+        augmentation_variants=augmentation_variants,
+        teacher_cache=teacher_cache,
     )
     return results[name]
 
@@ -137,6 +146,8 @@ def train_distillers(
     acceleration: Acceleration | None = None,
     processes: Processes | None = None,
     on_failure: Callable[[str, Exception], None] | None = None,
+    augmentation_variants: int | None = None,
+    teacher_cache: TeacherCacheFolder | None = None,
 ) -> dict[str, ArmResult]:
     """Trains several distillers side by side on the same batches; on a CPU each gives the same bits as alone.
 
@@ -156,6 +167,8 @@ def train_distillers(
         acceleration: ...
         processes: ...
         on_failure: Called with the name and the error of one that failed, while the others go on; None raises the error.
+        augmentation_variants: ...
+        teacher_cache: ...
 
     Returns:
         The result of each name that did not fail.
@@ -164,6 +177,19 @@ def train_distillers(
     acceleration.check(device)
     train = dataset.train.to(device)
     steps = check_splits(dataset, settings)
+    cache = None
+    if teacher_cache is not None:
+        cache = TeacherCache(
+            teacher_cache,
+            dataset,
+            train,
+            seed=seed,
+            variants=augmentation_variants,
+            batch_size=settings.batch_size,
+            device=torch.device(device),
+            acceleration=acceleration,
+            processes=processes,
+        )
     arms: list[Arm] = []
     for name, distiller in distillers.items():
         with failing_alone(name, on_failure):
@@ -180,6 +206,8 @@ def train_distillers(
                 processes=processes,
             )
             arm.check(dataset)
+            if cache is not None:
+                cache.know(distiller)
             found = checkpoints[name].load() if checkpoints else None
             if found is not None:
                 arm.restore(found)
@@ -202,6 +230,7 @@ def train_distillers(
             batch_size=settings.batch_size,
             seed=seed,
             epoch=epoch,
+            variants=augmentation_variants,
         )
 
     def save(arm: Arm, record: dict[str, Any]) -> None:
@@ -220,7 +249,14 @@ def train_distillers(
         for arm in arms:
             stack.enter_context(sharded_networks(arm.distiller, processes))
         batch_seconds = train_arms(
-            arms, batches, dataset, after_epoch=save, progress=progress, checkpoints=kept, on_failure=on_failure
+            arms,
+            batches,
+            dataset,
+            after_epoch=save,
+            progress=progress,
+            checkpoints=kept,
+            on_failure=on_failure,
+            teacher_cache=cache,
         )
         results = {}
         for arm in list(arms):
