@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tmkd_plugin import canny as canny_module
+from tmkd_plugin import opencv_views, plane_parts
 from tmkd_plugin import views as views_module
 from tmkd_plugin.errors import InputError
 from tmkd_plugin.settings import settings_table
@@ -226,7 +227,7 @@ class TestCanny:
 
     @CANNY_IMPLEMENTATIONS
     def test_many_planes_in_several_calls_and_any_memory_layout(self, implementation, monkeypatch):
-        monkeypatch.setattr(canny_module, "_PIXELS_PER_CALL", 3000)
+        monkeypatch.setattr(plane_parts, "PIXELS_PER_PART", 3000)
         images = random_pixels(7, 3, 30, 41, top=120)
         expected = canny_plane_by_plane(images)
         assert torch.equal(implementation(images), expected)
@@ -352,7 +353,7 @@ class TestHighFrequencyView:
     @pytest.mark.parametrize("shape", [(1, 3, 1, 1), (2, 3, 2, 3), (2, 3, 9, 4), (2, 3, 40, 31)])
     @pytest.mark.parametrize(("size", "sigma"), [(1, 1.0), (3, 0.8), (5, 1.0), (9, 2.0), (31, 4.0)])
     def test_blur_equals_cv2_plane_by_plane_with_and_without_cv2(self, shape, size, sigma, request, monkeypatch):
-        monkeypatch.setattr(views_module, "_PIXELS_PER_CALL", 4000)
+        monkeypatch.setattr(plane_parts, "PIXELS_PER_PART", 4000)
         images = random_pixels(*shape)
         planes = images.numpy().astype(np.float32).reshape(-1, *shape[-2:])
         expected = np.stack([cv2.GaussianBlur(plane, (size, size), sigma) for plane in planes]).reshape(shape)
@@ -461,18 +462,47 @@ class TestMakeViews:
         assert torch.equal(edge, expected[1])
         assert (high - expected[2]).abs().max() <= 0.01
 
+    @pytest.mark.parametrize("threads", [1, 2, 3])
     @pytest.mark.parametrize("weight", [1.0, 0.3, 2.5])
-    def test_the_size_of_the_parts_changes_no_bit(self, weight, monkeypatch):
+    def test_the_size_of_the_parts_changes_no_bit(self, weight, threads, monkeypatch):
         images = torch.cat([photographs(32), random_pixels(3, 3, 32, 32)])
         chosen = ViewSettings(high_frequency_weight=weight)
         whole, blurred = make_views(images, settings=chosen), gaussian_blur(images)
         for pixels in (1, 2500):
-            monkeypatch.setattr(views_module, "_PIXELS_PER_CALL", pixels)
-            monkeypatch.setattr(canny_module, "_PIXELS_PER_CALL", pixels)
+            monkeypatch.setattr(plane_parts, "PIXELS_PER_PART", pixels)
+            monkeypatch.setattr(plane_parts.torch, "get_num_threads", lambda: threads)
             for layout in (torch.contiguous_format, torch.channels_last):
                 parts = make_views(images.contiguous(memory_format=layout), settings=chosen)
                 assert all(torch.equal(part, view) for part, view in zip(parts, whole, strict=True))
             assert torch.equal(gaussian_blur(images), blurred)
+
+    @pytest.mark.parametrize("planes", range(1, 14))
+    @pytest.mark.parametrize("threads", [1, 2, 3])
+    def test_every_plane_is_worked_on_once(self, planes, threads, monkeypatch):
+        monkeypatch.setattr(plane_parts, "PIXELS_PER_PART", 3 * 16)
+        monkeypatch.setattr(plane_parts.torch, "get_num_threads", lambda: threads)
+        before, seen = cv2.getNumThreads(), np.zeros(planes, dtype=int)
+
+        def work(part):
+            seen[part] += 1
+
+        plane_parts.over_parts(np.zeros((planes, 4, 4)), work)
+        assert (seen == 1).all()
+        assert cv2.getNumThreads() == before
+
+    @pytest.mark.parametrize("threads", [1, 2])
+    def test_an_error_in_a_part_is_raised(self, threads, monkeypatch):
+        monkeypatch.setattr(plane_parts, "PIXELS_PER_PART", 1)
+        monkeypatch.setattr(plane_parts.torch, "get_num_threads", lambda: threads)
+        with pytest.raises(ZeroDivisionError):
+            plane_parts.over_parts(np.zeros((4, 4, 4)), lambda part: 1 // 0)
+
+    def test_large_planes_are_found_one_by_one_with_the_same_edges(self, monkeypatch):
+        images = torch.cat([photographs(224), random_pixels(1, 3, 224, 224)])
+        one_by_one = make_views(images)
+        for module in (canny_module, opencv_views):
+            monkeypatch.setattr(module, "LARGE_PLANE", 1 << 30)
+        assert all(torch.equal(one, stacked) for one, stacked in zip(one_by_one, make_views(images), strict=True))
 
     @pytest.mark.parametrize("weight", [1.0, 0.3, 2.5])
     def test_residual_and_image_are_added_with_one_rounding(self, weight):

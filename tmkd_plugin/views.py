@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from tmkd_plugin.canny import canny, canny_torch, check_thresholds, import_cv2, stack_planes
+from tmkd_plugin.canny import canny, canny_torch, check_thresholds, import_cv2
 from tmkd_plugin.errors import InputError, unknown_name
+from tmkd_plugin.opencv_views import Work, blur_work, edge_work, high_frequency_work, reflected, with_opencv
 from tmkd_plugin.pixels import check_images, check_pixels, from_pixels, to_pixels
 from tmkd_plugin.settings import setting
 
@@ -38,12 +37,8 @@ __all__ = [
 
 VIEW_NAMES = ("rgb", "edge", "high_frequency")
 
-_Planes = np.ndarray[Any, Any]
-
 # The shorter side, in pixels, up to which images get the small blur kernel.
 _SMALL_IMAGE = 64
-# Pixels that are worked on at a time: enough for OpenCV's threads, small enough for the cache.
-_PIXELS_PER_CALL = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -91,21 +86,31 @@ def make_views(images: Tensor, names: Sequence[str] = VIEW_NAMES, settings: View
     """
     check_pixels(images)
     settings = settings or ViewSettings()
-    return [_make_view(name, images, settings) for name in names]
+    for name in names:
+        if name not in VIEW_NAMES:
+            raise unknown_name("view", name, VIEW_NAMES)
+    made = [name for name in dict.fromkeys(names) if name != "rgb"]
+    if _has_opencv(images):
+        works = [_work_of(name, images, settings) for name in made]
+        views = dict(zip(made, with_opencv(images, works), strict=True))
+    else:
+        views = {name: _make_view(name, images, settings) for name in made}
+    return [images.to(torch.float32) if name == "rgb" else views[name] for name in names]
+
+
+def _work_of(name: str, images: Tensor, settings: ViewSettings) -> Work:
+    if name == "edge":
+        return edge_work(settings.edge_alpha, settings.canny_low, settings.canny_high, settings.canny_l2_gradient)
+    blur = _default_blur(images.shape[-2:], settings.blur_kernel_size, settings.blur_sigma)
+    return high_frequency_work(settings.high_frequency_weight, *blur)
 
 
 def _make_view(name: str, images: Tensor, settings: ViewSettings) -> Tensor:
-    if name == "rgb":
-        return images.to(torch.float32)
     if name == "edge":
         return edge_view(
             images, settings.edge_alpha, settings.canny_low, settings.canny_high, settings.canny_l2_gradient
         )
-    if name == "high_frequency":
-        return high_frequency_view(
-            images, settings.high_frequency_weight, settings.blur_kernel_size, settings.blur_sigma
-        )
-    raise unknown_name("view", name, VIEW_NAMES)
+    return high_frequency_view(images, settings.high_frequency_weight, settings.blur_kernel_size, settings.blur_sigma)
 
 
 def edge_view(
@@ -126,10 +131,12 @@ def edge_view(
     Raises:
         InputError: The images are not uint8 (B,C,H,W), or a number is out of its range.
     """
+    check_pixels(images)
     _check_weight("The edge view's alpha", alpha)
-    edges = canny(images, low, high, l2_gradient)
+    check_thresholds(low, high)
     if _has_opencv(images):
-        return _lifted_edges(images, edges, 255.0 * alpha)
+        return with_opencv(images, [edge_work(alpha, low, high, l2_gradient)])[0]
+    edges = canny(images, low, high, l2_gradient)
     # As bytes: torch adds bool to float three times slower.
     return images.to(torch.float32).add_(edges.view(torch.uint8), alpha=255.0 * alpha).clamp_(0, 255)
 
@@ -156,7 +163,7 @@ def high_frequency_view(
     _check_blur(kernel_size, sigma)
     if _has_opencv(images):
         size, sigma = _default_blur(images.shape[-2:], kernel_size, sigma)
-        return _sharpened_cv2(images, weight, size, sigma)
+        return with_opencv(images, [high_frequency_work(weight, size, sigma)])[0]
     blurred = gaussian_blur(images, kernel_size, sigma)
     pixels = images.to(torch.float32)
     residual = torch.sub(pixels, blurred, out=blurred)
@@ -183,11 +190,7 @@ def gaussian_blur(images: Tensor, kernel_size: int | None = None, sigma: float |
         return images.to(torch.float32)
     size, sigma = _default_blur(images.shape[-2:], kernel_size, sigma)
     if _has_opencv(images):
-        blurred = torch.empty(images.shape, dtype=torch.float32)
-        flat = _planes_of(blurred)
-        for part, _, of_part in _blurred_parts(images, size, sigma):
-            flat[part] = of_part
-        return blurred
+        return with_opencv(images, [blur_work(size, sigma)])[0]
     kernel = gaussian_kernel(size, sigma)
     return _blur_dimension(_blur_dimension(images.to(torch.float32), -1, kernel), -2, kernel)
 
@@ -205,76 +208,15 @@ def _default_blur(sides: Sequence[int], size: int | None, sigma: float | None) -
     return size, 0.5 + 0.1 * size if sigma is None else sigma
 
 
-def _reflected(length: int, radius: int) -> list[int]:
-    """Returns the indices of a dimension extended by REFLECT_101 (dcb|abcd|cba), several times over where it is short."""
-    period = max(1, 2 * (length - 1))
-    return [min(index % period, -index % period) for index in range(-radius, length + radius)]
-
-
 def _has_opencv(images: Tensor) -> bool:
     return images.device.type == "cpu" and images.numel() > 0 and import_cv2() is not None
-
-
-def _planes_of(images: Tensor) -> _Planes:
-    """Returns the planes (B*C,H,W) of a CPU tensor, which stay in its memory where that is contiguous."""
-    planes: _Planes = images.contiguous().view(-1, *images.shape[-2:]).numpy()
-    return planes
-
-
-def _parts(planes: _Planes) -> Iterator[slice]:
-    """Cuts planes into parts that stay in the cache while several operations go over them."""
-    per_part = max(1, _PIXELS_PER_CALL // planes[0].size)
-    return (slice(start, start + per_part) for start in range(0, len(planes), per_part))
-
-
-def _lifted_edges(images: Tensor, edges: Tensor, lift: float) -> Tensor:
-    """Returns clip(I + lift E), E in {0, 1}, part by part; numpy wakes no threads for so little work."""
-    view = torch.empty(images.shape, dtype=torch.float32)
-    planes, of_edges, flat = _planes_of(images), _planes_of(edges), _planes_of(view)
-    for part in _parts(planes):
-        lifted = np.multiply(of_edges[part], lift, out=flat[part], dtype=np.float32)
-        np.add(lifted, planes[part], out=lifted)
-        np.minimum(lifted, 255, out=lifted)
-    return view
-
-
-def _sharpened_cv2(images: Tensor, weight: float, size: int, sigma: float) -> Tensor:
-    """Returns clip(I + weight (I - blur(I))), part by part."""
-    view = torch.empty(images.shape, dtype=torch.float32)
-    flat = _planes_of(view)
-    for part, pixels, blurred in _blurred_parts(images, size, sigma):
-        residual: _Planes = np.subtract(pixels, blurred, out=blurred)
-        if weight != 1:
-            # A float64 holds the product as it is: the sum is rounded once, as a fused multiply-add does it.
-            residual = np.multiply(residual, np.float32(weight), dtype=np.float64)
-        np.add(pixels, residual, out=flat[part], casting="same_kind")
-        np.clip(flat[part], 0, 255, out=flat[part])
-    return view
-
-
-def _blurred_parts(images: Tensor, size: int, sigma: float) -> Iterator[tuple[slice, _Planes, _Planes]]:
-    """Yields part after part of the planes: where it lies, its pixels and the blurred pixels, float32 (N,H,W).
-
-    The planes of a part are stacked into a tall image: a call for each small plane costs more than the work.
-    """
-    import cv2
-
-    height, width = images.shape[-2:]
-    radius = size // 2
-    rows = _reflected(height, radius)
-    planes = _planes_of(images)
-    for part in _parts(planes):
-        tall = stack_planes(planes[part], rows).astype(np.float32)
-        blurred = cv2.GaussianBlur(tall, (size, size), sigma)
-        pixels, of_part = (each.reshape(-1, len(rows), width)[:, radius : radius + height] for each in (tall, blurred))
-        yield part, pixels, of_part
 
 
 @functools.lru_cache(maxsize=64)
 def _reflected_on(length: int, radius: int, device: torch.device) -> Tensor:
     """Returns :func:`_reflected` as a tensor, made once: copying it to a GPU in every step would wait for the GPU."""
     with torch.inference_mode(False):
-        return torch.tensor(_reflected(length, radius), device=device)
+        return torch.tensor(reflected(length, radius), device=device)
 
 
 def _blur_dimension(images: Tensor, dimension: int, kernel: Sequence[float]) -> Tensor:
