@@ -94,7 +94,7 @@ def run_on_ray(
 
 
 def _ray() -> Any:
-    # Ray would copy the working folder to the workers and forward every line they print.
+    # Of lines that many workers print, one; and a run that takes no GPU of Ray sees those that its machine shows.
     os.environ.setdefault("RAY_DEDUP_LOGS", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
