@@ -186,9 +186,18 @@ class OutputReader:
     def __init__(self, model: nn.Module, role: str = "network", input_size: int | None = None) -> None:
         self.model = model
         self.role = role
-        self.plan: OutputPlan = plan_outputs(model, role, input_size)
-        plan = self.plan
-        place = Place(_name_of(plan.classifier, model), _name_of(plan.map_module, model), plan.map_is_input)
+        self.plan = plan_outputs(model, role, input_size)
+
+    @property
+    def plan(self) -> OutputPlan:
+        """Where the network keeps what is read; another plan makes the reader look there."""
+        return self._plan
+
+    @plan.setter
+    def plan(self, plan: OutputPlan) -> None:
+        self._plan = plan
+        classifier, passing = (_name_of(module, self.model) for module in (plan.classifier, plan.map_module))
+        place = Place(classifier, passing, plan.map_is_input)
         self._recorder = Recorder(place, keeps_return=not plan.classifier_gives_logits)
 
     @property

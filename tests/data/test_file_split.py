@@ -327,6 +327,8 @@ def test_workers_leave_an_interruption_to_the_training_process(folder):
 
 def train_slowly(folder, connection):
     os.setsid()  # a group of processes of its own, as a shell gives it to a command
+    # Where the tests themselves run in the background, Ctrl-C is ignored, which a process passes on to its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.stderr = open(folder / "errors.txt", "w", buffering=1)  # noqa: SIM115
     os.dup2(sys.stderr.fileno(), 2)
     split = split_of(folder, workers=2, size=224)

@@ -171,6 +171,23 @@ def test_nothing_of_a_batch_stays_when_it_is_over(teacher):
         assert alive() is None
 
 
+def test_arms_that_read_other_maps_of_the_teacher_get_their_own():
+    wide = build_network("wrn_16_1", 3, seed=9).eval()
+
+    def arm(sp_map: str, teacher: nn.Module) -> nn.Module:
+        return build_baseline("sp", build_network("wrn_16_1", 3, seed=3), teacher, sp_map=sp_map)
+
+    images, labels = batch()
+    maps = ("mdistiller", "pre_pool", "mdistiller")
+    alone = [step(arm(sp_map, copy.deepcopy(wide)), images, labels) for sp_map in maps]
+    assert alone[0] != alone[1]
+    together = [arm(sp_map, sharing_copy(wide)) for sp_map in maps]
+    with shared_teachers(together) as forget:
+        for _ in range(2):
+            assert [step(each, images, labels) for each in together] == alone
+            forget()
+
+
 def test_somebody_who_listens_inside_the_teacher_hears_every_pass(teacher):
     first, second = (distiller("kd", sharing_copy(teacher)) for _ in range(2))
     heard = []
