@@ -207,9 +207,48 @@ def test_what_a_distiller_writes_into_an_answer_no_other_sees(teacher):
     arms = [nn.Module(), nn.Module()]
     arms[0].teacher, arms[1].teacher = first, second
     with torch.no_grad(), shared_teachers(arms):
+        assert not first(images).requires_grad, "no_grad holds, although nobody has frozen this teacher"
         expected = first(images).clone()
         first(images).zero_()
         assert torch.equal(second(images), expected)
+
+
+class Switched(nn.Module):
+    """A network whose answer depends on an attribute."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.doubled = network, False
+
+    def forward(self, images):
+        logits = self.network(images)
+        return 2 * logits if self.doubled else logits
+
+
+def two_arms(teacher: nn.Module) -> list[nn.Module]:
+    arms = [nn.Module(), nn.Module()]
+    for arm in arms:
+        arm.teacher = sharing_copy(teacher)
+    return arms
+
+
+def test_a_teacher_that_is_switched_in_the_middle_of_a_batch_answers_for_itself(teacher):
+    arms, (images, _) = two_arms(Switched(teacher).eval()), batch()
+    with torch.no_grad(), shared_teachers(arms):
+        once = arms[0].teacher(images)
+        assert arms[1].teacher(images).data_ptr() == once.data_ptr(), "until then it is shared"
+        arms[1].teacher.doubled = True
+        assert torch.equal(arms[1].teacher(images), 2 * once)
+        arms[1].teacher.doubled = False
+        assert torch.equal(arms[1].teacher(images), once)
+
+
+def test_teachers_with_other_switches_inside_share_nothing(teacher):
+    arms, (images, _) = two_arms(Switched(Switched(teacher)).eval()), batch()
+    arms[1].teacher.network.doubled = True
+    with torch.no_grad(), shared_teachers(arms):
+        assert torch.equal(arms[1].teacher(images), 2 * arms[0].teacher(images))
+        assert torch.equal(arms[1].teacher(images), 2 * arms[0].teacher(images))
 
 
 def test_images_that_are_written_to_are_other_images(teacher):

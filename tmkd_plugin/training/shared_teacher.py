@@ -98,7 +98,7 @@ class _SharedForward:
                 "with --arms-at-once 1."
             )
         images = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        key = _key(args, kwargs)
+        key = _key(args, kwargs, _switches(self.network))
         listeners: list[Recorder] = self.network.__dict__.get(LISTENERS, [])
         if len(images) != 1 or key is None or not self._is_plain(images[0], listeners):
             return self._run(*args, **kwargs)
@@ -121,8 +121,10 @@ class _SharedForward:
         with contextlib.ExitStack() as stack:
             for recorder in recorders:
                 stack.enter_context(recorder.listening(self.network))
-            # Tensors of inference mode could not enter the graph of another distiller.
+            # Tensors of inference mode could not enter the graph of another distiller; leaving it turns gradients on.
+            with_gradient = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
             stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.set_grad_enabled(with_gradient))
             returned = self._run(*args, **kwargs)
             return _Answer(map_leaves(lambda leaf: leaf, returned), [recorder.heard() for recorder in recorders])
 
@@ -142,18 +144,28 @@ class _SharedForward:
 
 
 def _content(network: nn.Module) -> Hashable:
-    """Identifies what a network computes: its structure, and its tensors by identity."""
-    modules = tuple((name, type(module), module.extra_repr()) for name, module in network.named_modules())
+    """Identifies what a network computes: its structure, its modules' plain attributes, and its tensors by identity."""
+    modules = tuple(
+        (name, type(module), module.extra_repr(), _switches(module)) for name, module in network.named_modules()
+    )
     tensors = (*network.named_parameters(), *network.named_buffers())
     return modules, tuple((name, id(tensor)) for name, tensor in tensors)
 
 
-def _key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable | None:
+def _switches(module: nn.Module) -> Hashable:
+    """Returns the numbers, words and flags that a module has as attributes, on which its forward may depend."""
+    plain = (bool, int, float, str, type(None))
+    return tuple(
+        (name, value) for name, value in vars(module).items() if isinstance(value, plain) and name != "training"
+    )
+
+
+def _key(args: tuple[Any, ...], kwargs: dict[str, Any], switches: Hashable) -> Hashable | None:
     """Returns what tells calls with the same images apart, ``None`` where arguments can't be compared."""
     plain = ["images" if isinstance(value, Tensor) else value for value in args]
     named = sorted((name, "images" if isinstance(value, Tensor) else value) for name, value in kwargs.items())
     autocast = [(kind, torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
-    key = ("teacher", tuple(plain), tuple(named), tuple(autocast))
+    key = ("teacher", tuple(plain), tuple(named), tuple(autocast), switches)
     try:
         hash(key)
     except TypeError:
