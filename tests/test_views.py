@@ -1,14 +1,9 @@
-"""Views against OpenCV plane by plane, and against the equations written as loops in float64."""
+"""Views against the equations written as loops in float64, and images against their pixels."""
 
-import functools
-import itertools
 import math
-import os
 import subprocess
 import sys
-import warnings
 from dataclasses import FrozenInstanceError
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -17,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from pictures import canny_plane_by_plane, photographs, random_pixels
 
 from tmkd_plugin import canny as canny_module
 from tmkd_plugin import opencv_views, plane_parts
@@ -27,7 +23,6 @@ from tmkd_plugin.views import (
     VIEW_NAMES,
     ViewSettings,
     canny,
-    canny_torch,
     check_images,
     edge_view,
     from_pixels,
@@ -39,242 +34,6 @@ from tmkd_plugin.views import (
 )
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CANNY_IMPLEMENTATIONS = pytest.mark.parametrize("implementation", [canny, canny_torch], ids=["cv2", "torch"])
-NORMS = pytest.mark.parametrize("l2_gradient", [False, True], ids=["L1", "L2"])
-
-
-def canny_plane_by_plane(images, low=100, high=200, l2_gradient=False):
-    planes = images.contiguous().numpy().reshape(-1, *images.shape[-2:])
-    edges = [cv2.Canny(plane, low, high, L2gradient=l2_gradient) for plane in planes]
-    return torch.from_numpy(np.stack(edges).reshape(images.shape)) > 0
-
-
-def random_pixels(*shape, seed=0, top=256):
-    return torch.randint(0, top, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
-
-
-def photographs(size):
-    """Crops of scikit-learn's two photographs, most of them shrunk, uint8 (8,3,size,size)."""
-    rng = np.random.default_rng(size)
-    crops = []
-    for index in range(8):
-        photograph = load_photographs()[index % 2]
-        side = int(size * rng.uniform(1, 420 / size))
-        top, left = rng.integers(0, photograph.shape[0] - side), rng.integers(0, photograph.shape[1] - side)
-        crop = photograph[top : top + side, left : left + side]
-        crops.append(cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA).transpose(2, 0, 1))
-    return torch.from_numpy(np.ascontiguousarray(np.stack(crops)))
-
-
-@functools.cache
-def load_photographs():
-    from sklearn.datasets import load_sample_images
-
-    return load_sample_images().images
-
-
-def synthetic_images(size=40):
-    """Images that stress ties and diagonals: ramps, noise of one grey level, discs, stripes, a lone pixel, checkers."""
-    y, x = np.mgrid[:size, :size].astype(np.float64)
-    rng = np.random.default_rng(0)
-    disc = np.hypot(x - size / 2, y - size / 3) < size / 4
-    planes = [
-        x * 255 / size,
-        (x + y) * 255 / (2 * size),
-        np.abs(x - y) * 255 / size,
-        100 + rng.integers(0, 2, (size, size)),
-        100 + 30 * disc,
-        40 + 200 * disc,
-        128 + 120 * np.sin(x / 2) * np.cos(y / 3),
-        255 * ((x.astype(int) // 4) % 2),
-        255 * ((x.astype(int) + y.astype(int)) % 2),
-        255 * (x.astype(int) // 2 + y.astype(int) // 2 > size // 2),
-        np.where((x == 7) & (y == 9), 255, 0),
-        cv2.GaussianBlur(rng.uniform(0, 255, (size, size)), (7, 7), 2) * 3 - 255,
-    ]
-    return torch.from_numpy(np.stack(planes).clip(0, 255).astype(np.uint8)).view(-1, 3, size, size)
-
-
-def read_jpegs(archive, count):
-    """Decodes the first images of a pack of JPEG files, uint8 (count,3,H,W)."""
-    with np.load(archive, allow_pickle=False) as pack:
-        blob, offsets = pack["blob"], pack["offsets"]
-    spans = itertools.pairwise(offsets[: count + 1])
-    images = np.stack([cv2.imdecode(blob[start:end], cv2.IMREAD_COLOR) for start, end in spans])
-    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-
-
-@pytest.fixture
-def without_cv2(monkeypatch):
-    """A process in which `import cv2` fails."""
-    monkeypatch.setitem(sys.modules, "cv2", None)
-    canny_module.import_cv2.cache_clear()
-    yield
-    canny_module.import_cv2.cache_clear()
-
-
-class TestCanny:
-    @CANNY_IMPLEMENTATIONS
-    @NORMS
-    @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 2), (3, 3), (3, 40), (32, 32), (33, 57), (64, 64)])
-    def test_equals_cv2_on_random_images_of_any_size(self, implementation, l2_gradient, size):
-        images = torch.cat([random_pixels(4, 3, *size), random_pixels(4, 3, *size, seed=1, top=60)])
-        expected = canny_plane_by_plane(images, 60, 150, l2_gradient)
-        found = implementation(images, 60, 150, l2_gradient)
-        assert found.dtype == torch.bool
-        assert torch.equal(found, expected)
-        assert expected.any() or 1 in size
-
-    @CANNY_IMPLEMENTATIONS
-    @NORMS
-    @pytest.mark.parametrize("size", [32, 64, 224])
-    def test_equals_cv2_on_photographs(self, implementation, l2_gradient, size):
-        images = photographs(size)
-        expected = canny_plane_by_plane(images, l2_gradient=l2_gradient)
-        assert 0.01 < expected.float().mean() < 0.5
-        assert torch.equal(implementation(images, l2_gradient=l2_gradient), expected)
-
-    @CANNY_IMPLEMENTATIONS
-    @NORMS
-    @pytest.mark.parametrize("thresholds", [(100, 200), (1, 4), (10, 30), (0, 0), (3, 900)])
-    def test_equals_cv2_on_ramps_ties_and_diagonals(self, implementation, l2_gradient, thresholds):
-        images = synthetic_images()
-        found = implementation(images, *thresholds, l2_gradient)
-        assert torch.equal(found, canny_plane_by_plane(images, *thresholds, l2_gradient))
-
-    @CANNY_IMPLEMENTATIONS
-    def test_equals_cv2_on_handwritten_digits(self, implementation):
-        from sklearn.datasets import load_digits
-
-        digits = torch.from_numpy((load_digits().images * 255 / 16).astype(np.uint8))[:1500].view(-1, 3, 8, 8)
-        assert torch.equal(implementation(digits), canny_plane_by_plane(digits))
-
-    @CANNY_IMPLEMENTATIONS
-    @settings(max_examples=60, deadline=None)
-    @given(data=st.data())
-    def test_equals_cv2_for_any_image_and_thresholds(self, implementation, data):
-        shape = data.draw(st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 20), st.integers(1, 20)))
-        spread = data.draw(st.sampled_from([2, 16, 256]))
-        images = torch.from_numpy(data.draw(hnp.arrays(np.uint8, shape, elements=st.integers(0, spread - 1))))
-        # Some builds of the libraries here switch subnormal numbers off, which hypothesis minds.
-        ranges = ((-50, 2200), (-50, 60), (-3e4, 1e8))
-        floats = [st.floats(low, high, allow_subnormal=False) for low, high in ranges]
-        threshold = st.one_of(st.integers(-50, 2200), *floats)
-        low, high, l2_gradient = data.draw(threshold), data.draw(threshold), data.draw(st.booleans())
-        expected = canny_plane_by_plane(images, low, high, l2_gradient)
-        assert torch.equal(implementation(images, low, high, l2_gradient), expected)
-
-    @CANNY_IMPLEMENTATIONS
-    @NORMS
-    @pytest.mark.parametrize(
-        "thresholds", [(200, 100), (99.9, 150.2), (-20, 90), (-90, -20), (40000, 90000), (100, 4e4)]
-    )
-    def test_thresholds_are_swapped_floored_and_clamped_as_in_cv2(self, implementation, l2_gradient, thresholds):
-        images = photographs(32)
-        found = implementation(images, *thresholds, l2_gradient)
-        assert torch.equal(found, canny_plane_by_plane(images, *thresholds, l2_gradient))
-
-    @CANNY_IMPLEMENTATIONS
-    @NORMS
-    def test_thresholds_too_large_for_an_integer_find_nothing(self, implementation, l2_gradient):
-        # cv2 alone overflows here and, with L1, takes every local maximum for an edge.
-        assert not implementation(photographs(32), 1e10, 1e11, l2_gradient).any()
-
-    @CANNY_IMPLEMENTATIONS
-    def test_long_weak_edges_are_followed_to_their_end(self, implementation):
-        image = np.zeros((120, 120), np.uint8)
-        points = [(x, 20 + 80 * (x // 8 % 2)) for x in range(4, 116, 4)]
-        cv2.polylines(image, [np.array(points)], isClosed=False, color=30, thickness=2)
-        image[18:22, 2:6] = 255
-        images = torch.from_numpy(image).view(1, 1, 120, 120)
-        expected = canny_plane_by_plane(images, 50, 600)
-        assert expected[..., 100:].any(), "the line should reach the far side"
-        assert torch.equal(implementation(images, 50, 600), expected)
-
-    def test_hysteresis_looks_at_the_device_seldom_and_stops_when_nothing_changes(self, monkeypatch):
-        # A weak line wound like a snake, strong at one end: each sweep follows it by one pixel.
-        image = np.zeros((90, 90), np.uint8)
-        turns = [(x, y) for row, y in enumerate(range(10, 80, 10)) for x in ((8, 80) if row % 2 == 0 else (80, 8))]
-        cv2.polylines(image, [np.array(turns)], isClosed=False, color=30, thickness=2)
-        image[8:12, 4:9] = 255
-        images = torch.from_numpy(image).view(1, 1, 90, 90)
-        looks, sweeps = [], []
-        equal, sweep = torch.equal, canny_module._sweep
-        monkeypatch.setattr(canny_module.torch, "equal", lambda *pair: looks.append(1) or equal(*pair))
-        monkeypatch.setattr(canny_module, "_sweep", lambda *given: sweeps.append(1) or sweep(*given))
-        found = canny_torch(images, 50, 600)
-        monkeypatch.undo()
-        assert torch.equal(found, canny_plane_by_plane(images, 50, 600))
-        assert found[..., 70:, :].any(), "the line should be followed to its end"
-        assert len(sweeps) > 300
-        assert len(looks) == math.log2(len(sweeps) / 8) + 1
-        looks.clear()
-        sweeps.clear()
-        monkeypatch.setattr(canny_module.torch, "equal", lambda *pair: looks.append(1) or equal(*pair))
-        monkeypatch.setattr(canny_module, "_sweep", lambda *given: sweeps.append(1) or sweep(*given))
-        canny_torch(torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
-        assert (len(looks), len(sweeps)) == (1, 8)
-
-    @CANNY_IMPLEMENTATIONS
-    def test_edges_do_not_cross_from_one_plane_to_the_next(self, implementation):
-        # A step along a column is strong in the first plane and weak in the second, just below it in memory.
-        images = torch.zeros(1, 2, 6, 6, dtype=torch.uint8)
-        images[0, 0, :, 3:] = 255
-        images[0, 1, :, 3:] = 30
-        found = implementation(images, 100, 200)
-        assert found[0, 0].any()
-        assert not found[0, 1].any()
-
-    @CANNY_IMPLEMENTATIONS
-    def test_many_planes_in_several_calls_and_any_memory_layout(self, implementation, monkeypatch):
-        monkeypatch.setattr(plane_parts, "PIXELS_PER_PART", 3000)
-        images = random_pixels(7, 3, 30, 41, top=120)
-        expected = canny_plane_by_plane(images)
-        assert torch.equal(implementation(images), expected)
-        assert torch.equal(implementation(images.contiguous(memory_format=torch.channels_last)), expected)
-        assert torch.equal(implementation(images.transpose(2, 3)), canny_plane_by_plane(images.transpose(2, 3)))
-
-    @CANNY_IMPLEMENTATIONS
-    def test_constant_images_have_no_edges_and_empty_batches_stay_empty(self, implementation):
-        assert not implementation(torch.full((2, 3, 16, 16), 77, dtype=torch.uint8), 0, 0).any()
-        assert implementation(torch.empty(0, 3, 16, 16, dtype=torch.uint8)).shape == (0, 3, 16, 16)
-
-    @CANNY_IMPLEMENTATIONS
-    def test_leaves_its_input_alone(self, implementation):
-        images = photographs(32)
-        before = images.clone()
-        implementation(images)
-        assert torch.equal(images, before)
-
-    @CANNY_IMPLEMENTATIONS
-    def test_unusable_input_is_refused(self, implementation):
-        with pytest.raises(InputError, match=r"uint8 of shape \(B, C, H, W\); got torch.float32"):
-            implementation(torch.zeros(1, 3, 4, 4))
-        with pytest.raises(InputError, match=r"got torch.uint8 of shape \(3, 4, 4\)"):
-            implementation(torch.zeros(3, 4, 4, dtype=torch.uint8))
-        with pytest.raises(InputError, match="finite numbers; got low=nan"):
-            implementation(random_pixels(1, 3, 4, 4), math.nan, 200)
-
-    def test_without_cv2_torch_takes_over_and_says_so_once(self, without_cv2):
-        images = photographs(32)
-        expected = canny_plane_by_plane(images)
-        with pytest.warns(RuntimeWarning, match="OpenCV can't be imported"):
-            assert torch.equal(canny(images), expected)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            assert torch.equal(canny(images), expected)
-            assert (high_frequency_view(images) - images).abs().max() > 1
-
-    @pytest.mark.skipif("TMKD_SHARED" not in os.environ, reason="TMKD_SHARED names no folder with real images")
-    @CANNY_IMPLEMENTATIONS
-    @NORMS
-    def test_equals_cv2_on_shared_real_images(self, implementation, l2_gradient):
-        archive = Path(os.environ["TMKD_SHARED"], "data", "cifar10_jpeg_full.npz")
-        if not archive.exists():
-            pytest.skip(f"{archive} is not there")
-        images = read_jpegs(archive, 500)
-        expected = canny_plane_by_plane(images, l2_gradient=l2_gradient)
-        assert torch.equal(implementation(images, l2_gradient=l2_gradient), expected)
 
 
 def edge_view_by_loops(images, alpha, low, high):

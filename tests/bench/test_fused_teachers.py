@@ -56,11 +56,9 @@ def with_clip(tmp_path_factory, image_folder):
     for value in ("image_size=32", "training.epochs=1", "teacher_training.epochs=1", "training.batch_size=12"):
         options += ["--set", value]
     options += ["--set", "small_clip.epochs=1", "--set", "richkd.alpha=0.6", "--set", "richkd.clip_logit_scale=50"]
-    threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMKD_CACHE", str(root / "cache"))
         assert main(options) == 0
-    torch.set_num_threads(threads)
     return root
 
 

@@ -7,7 +7,6 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -19,14 +18,6 @@ from tmkd_plugin.training.recipes import recipe_names, recipe_values
 from tmkd_plugin.training.teacher_store import stored_teachers
 
 CLASS_NAMES = ["blue", "green", "red"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tmkd_plugin.cli import main
 
@@ -20,11 +19,9 @@ def make_run(folder: Path, images: Path, text: Path, cache: Path) -> Path:
     options += ["--threads", "1", "--seeds", "2", "--quiet", "--out", str(folder)]
     for value in ("image_size=16", "training.epochs=2", "teacher_training.epochs=1", "training.batch_size=12"):
         options += ["--set", value]
-    threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMKD_CACHE", str(cache))
         assert main(options) == 0
-    torch.set_num_threads(threads)
     return folder
 
 

@@ -27,14 +27,6 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 FILES = ("student.safetensors", "student_last.safetensors", "heads.safetensors", "predictions.npz", "history.jsonl")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def split(count: int, seed: int) -> ImageSplit:
     draw = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (count, 3, 16, 16), generator=draw, dtype=torch.uint8)

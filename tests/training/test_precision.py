@@ -20,14 +20,6 @@ from tmkd_plugin.training.trainer import train_distiller
 SETTINGS = TrainingSettings(epochs=1, warmup_epochs=0, decay_epochs=(), learning_rate=0.1)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def network(width: int, seed: int) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -31,14 +31,6 @@ SETTINGS = TrainingSettings(epochs=3, batch_size=8, warmup_epochs=0, decay_epoch
 IMAGES = 22
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def split(count: int, seed: int, first_id: int) -> ImageSplit:
     draw = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (count, 3, 16, 16), generator=draw, dtype=torch.uint8)

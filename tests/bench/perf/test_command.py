@@ -18,13 +18,12 @@ from tmkd_plugin.errors import InputError, RunError
 
 
 @pytest.fixture(autouse=True)
-def _same_threads():
+def _same_opencv_threads():
     import cv2
 
-    torch_threads, cv2_threads = torch.get_num_threads(), cv2.getNumThreads()
+    threads = cv2.getNumThreads()
     yield
-    torch.set_num_threads(torch_threads)
-    cv2.setNumThreads(cv2_threads)
+    cv2.setNumThreads(threads)
 
 
 def parsed(*words: str) -> argparse.Namespace:
