@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tmkd_plugin.contrast_memory import ContrastBatch, ContrastMemory, contrast_memory
-from tmkd_plugin.contrastive import embed
+from tmkd_plugin.contrastive import LOWEST_TEMPERATURE, embed
 from tmkd_plugin.errors import InputError
 from tmkd_plugin.fusion import seeded_linear
 from tmkd_plugin.losses import at_least_float32
@@ -26,7 +26,7 @@ class ContrastSettings:
     Attributes:
         projection_width: Width of its space.
         negatives: K, the negatives of a sample.
-        contrast_temperature: tau.
+        contrast_temperature: tau, at least 0.015.
         memory_momentum: Share of the old entry when the bank is updated.
         bank_limit: The most training samples for which the exact bank is kept.
         queue_size: Entries of the queue that stands in for it.
@@ -43,7 +43,7 @@ class ContrastSettings:
     queue_size: int = 4096
 
     def __post_init__(self) -> None:
-        check_number("contrast_temperature", self.contrast_temperature, above=0)
+        check_number("contrast_temperature", self.contrast_temperature, at_least=LOWEST_TEMPERATURE)
         check_number("memory_momentum", self.memory_momentum, at_least=0, at_most=1)
         for name, least in (("projection_width", 1), ("negatives", 1), ("bank_limit", 0), ("queue_size", 2)):
             check_number(name, getattr(self, name), at_least=least, whole=True)
@@ -86,7 +86,7 @@ class TeKAPFeatures(nn.Module):
         """Takes CRD's own memory bank, whose entries are the training samples; before the first step.
 
         Args:
-            sample_labels: (N,) int64 classes by sample id, -1 for an id that is not trained on.
+            sample_labels: (ids,) int64 classes by sample id, -1 for an id that is not trained on.
         """
         memory = contrast_memory(self.settings, self.seed, sample_labels)
         self.memory = memory.to(self.memory.student).train(self.training)

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from tmkd_plugin.baselines.tekap_features import ContrastSettings
 from tmkd_plugin.contrast_memory import ContrastBatch, MemoryBank, MemoryQueue, contrast_memory
-from tmkd_plugin.contrastive import crd_loss
+from tmkd_plugin.contrastive import LOWEST_TEMPERATURE, crd_loss
 from tmkd_plugin.errors import InputError
+from tmkd_plugin.richkd_settings import RichKDSettings
 from tmkd_plugin.sample_ids import labels_by_id
 
 RECORDINGS = Path(__file__).parent / "recordings" / "contrastive"
@@ -110,11 +111,11 @@ def test_negatives_are_of_other_classes_each_once_and_the_first_column_is_the_sa
     ids = torch.tensor([0, 1, 2, 33])
     batch = bank.begin(labels[ids], ids, torch.Generator().manual_seed(1))
     assert batch.contrast_index is not None
-    assert torch.equal(batch.contrast_index[:, 0], ids)
+    assert batch.contrast_index[:, 0].tolist() == [0, 1, 2, 32]  # the sample 7 has no row
+    of_rows = labels[labels >= 0]
     for row, label in zip(batch.contrast_index[:, 1:], labels[ids].tolist(), strict=True):
         assert len(set(row.tolist())) == 20
-        assert label not in labels[row]
-        assert 7 not in row
+        assert label not in of_rows[row]
     other = bank.begin(labels[ids], ids, torch.Generator().manual_seed(2)).contrast_index
     assert not torch.equal(batch.contrast_index, other)
 
@@ -130,6 +131,25 @@ def test_more_negatives_than_samples_counts_each_as_often_as_it_would_be_drawn()
     repeated = ContrastBatch(labels[ids], ids, torch.cat([ids[:, None], torch.stack(pools)], dim=1))
     bank.eval()
     torch.testing.assert_close(bank.sides(student, teacher, batch), bank.sides(student, teacher, repeated), **EXACT)
+
+
+@pytest.mark.parametrize("negatives", [3, 40])
+def test_ids_with_gaps_change_nothing_but_the_names_of_the_samples(negatives: int) -> None:
+    labels = torch.arange(12) % 3
+    close = bank_of(labels, width=4, negatives=negatives)
+    places = torch.tensor([2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 90_000])
+    apart = bank_of(labels_by_id(labels, places), width=4, negatives=negatives)
+    rows = torch.tensor([0, 4, 11])
+    student, teacher = unit(3, 4, seed=0), unit(3, 4, seed=1)
+    sides = []
+    for bank, ids in ((close, rows), (apart, places[rows])):
+        batch = bank.begin(labels[rows], ids, torch.Generator().manual_seed(3))
+        sides.append(torch.stack(bank.sides(student, teacher, batch)))
+        bank.update(student, teacher, batch)
+    assert torch.equal(*sides)
+    assert apart.student.shape == (12, 4)
+    assert torch.equal(apart.student, close.student)
+    assert torch.equal(apart.teacher, close.teacher)
 
 
 def test_the_queue_keeps_the_last_embeddings_and_masks_the_own_class() -> None:
@@ -188,10 +208,26 @@ def test_the_normaliser_is_set_in_training_alone_and_a_checkpoint_restores_all()
         assert torch.equal(getattr(again, side), getattr(bank, side))
 
 
+@pytest.mark.parametrize("make", [ContrastSettings, RichKDSettings])
+def test_the_lowest_temperature_that_is_taken_stays_within_float32(make: type) -> None:
+    settings = make(contrast_temperature=LOWEST_TEMPERATURE, projection_width=4, negatives=16384, bank_limit=1 << 20)
+    with pytest.raises(InputError, match=r"contrast_temperature.*0\.015"):
+        make(contrast_temperature=0.0149)
+    labels = torch.arange(100_000) % 2
+    bank = contrast_memory(settings, 0, labels)
+    own = unit(3, 4, seed=0).float().requires_grad_()
+    bank.teacher[:] = bank.student[:] = own.detach()[0]  # the largest scores that there are
+    loss = sum(bank.sides(own, own, ContrastBatch(labels[:3], torch.arange(3))))
+    (gradient,) = torch.autograd.grad(loss, own)
+    assert loss.isfinite()
+    assert gradient.isfinite().all()
+
+
 def test_which_memory() -> None:
     labels = torch.arange(10) % 2
     settings = ContrastSettings(projection_width=4, negatives=3, bank_limit=10, queue_size=7)
-    assert isinstance(contrast_memory(settings, 0, labels), MemoryBank)
+    for known in (labels, F.pad(labels, (90, 0), value=-1)):  # what is not trained on takes no entry
+        assert isinstance(contrast_memory(settings, 0, known), MemoryBank)
     for given in (torch.arange(11) % 2, None):
         queue = contrast_memory(settings, 0, given)
         assert isinstance(queue, MemoryQueue)
@@ -208,7 +244,11 @@ def test_labels_by_id() -> None:
     ("call", "message"),
     [
         (lambda bank: bank.begin(torch.tensor([0]), None, torch.Generator()), r"ids=batch\.ids"),
-        (lambda bank: bank.begin(torch.tensor([0]), torch.tensor([10]), torch.Generator()), "reach from 10 to 10"),
+        (
+            lambda bank: bank.begin(torch.tensor([0]), torch.tensor([10]), torch.Generator()),
+            "hold 10, .*10 training samples",
+        ),
+        (lambda bank: bank.begin(torch.tensor([0]), torch.tensor([-1]), torch.Generator()), "hold -1, "),
         (lambda bank: bank.begin(torch.tensor([0]), torch.tensor([1.0]), torch.Generator()), "must be int64"),
         (lambda bank: bank_of(torch.zeros(4, dtype=torch.int64)), "of less than two"),
         (lambda bank: crd_loss(unit(2, 3, seed=0), unit(2, 4, seed=0), bank.student, bank.teacher, None), "compares"),

@@ -84,7 +84,7 @@ class ContrastMemory(nn.Module):
     def _all_scores(self, own: Tensor, memory: Tensor) -> Tensor:
         own = at_least_float32(own)
         with torch.autocast(own.device.type, enabled=False):
-            return (own @ memory.to(own.dtype).T / self.temperature).exp()
+            return own @ memory.to(own.dtype).T / self.temperature
 
 
 @dataclass(frozen=True)
@@ -105,11 +105,11 @@ class ContrastBatch:
 class MemoryBank(ContrastMemory):
     """CRD's own memory: one entry for each training sample, moved towards the sample's embedding when it is seen.
 
-    Negatives are drawn among the samples of other classes without replacement. Where K exceeds their number P (the official
-    code then draws with replacement) each of them counts K/P times, the expectation of that draw, which costs less.
+    Negatives are drawn among the samples of other classes without replacement. Where K exceeds their number P for some class
+    (the official code then draws with replacement) each of them counts K/P times, the expectation of a draw, which costs less.
 
     Args:
-        sample_labels: (N,) int64, the class of each sample by its id; -1 for an id that is not trained on.
+        sample_labels: (ids,) int64, the class of each sample by its id; -1 for an id that is not trained on and gets no entry.
         width: See :class:`ContrastMemory`, as for all that follow.
         negatives: ...
         temperature: ...
@@ -121,7 +121,8 @@ class MemoryBank(ContrastMemory):
     """
 
     wants_ids: ClassVar[bool] = True
-    sample_labels: Tensor
+    labels: Tensor
+    row_of_id: Tensor
 
     def __init__(
         self,
@@ -132,12 +133,16 @@ class MemoryBank(ContrastMemory):
         generator: torch.Generator,
         momentum: float = 0.5,
     ) -> None:
-        super().__init__(len(sample_labels), width, negatives, temperature, generator)
-        if len(torch.unique(sample_labels[sample_labels >= 0])) < 2:
+        trained = sample_labels >= 0
+        labels = sample_labels[trained]
+        super().__init__(len(labels), width, negatives, temperature, generator)
+        if len(torch.unique(labels)) < 2:
             raise InputError(
                 "CRD draws its negatives from other classes, but the training samples are of less than two."
             )
-        self.register_buffer("sample_labels", sample_labels.clone(), persistent=False)
+        self.register_buffer("labels", labels, persistent=False)
+        self.register_buffer("row_of_id", (trained.cumsum(0) - 1).where(trained, -1), persistent=False)
+        self.smallest_pool = len(labels) - int(labels.bincount().max())
         self.momentum = momentum
 
     def begin(self, labels: Tensor, ids: Tensor | None, generator: torch.Generator) -> ContrastBatch:
@@ -149,19 +154,17 @@ class MemoryBank(ContrastMemory):
             )
         if ids.shape != labels.shape or ids.dtype != torch.int64:
             raise InputError(f"ids= must be int64 {tuple(labels.shape)}, but are {ids.dtype} {tuple(ids.shape)}.")
-        if ids.device.type == "cpu" and not 0 <= int(ids.min()) <= int(ids.max()) < len(self.sample_labels):
-            raise InputError(
-                f"ids= reach from {int(ids.min())} to {int(ids.max())}, but the training samples' end at "
-                f"{len(self.sample_labels) - 1}."
-            )
-        pools = {label: self._pool(label) for label in set(labels.tolist())}
-        if min(map(len, pools.values())) < self.negatives:
-            return ContrastBatch(labels, ids)
+        if ids.device.type == "cpu":  # elsewhere the check would make the processor wait
+            _check_ids(ids, self.row_of_id)
+        index = self.row_of_id[ids]
+        if self.smallest_pool < self.negatives:
+            return ContrastBatch(labels, index)
+        pools = {label: (self.labels != label).nonzero()[:, 0] for label in set(labels.tolist())}
         rows = [
-            pools[label][torch.randperm(len(pools[label]), generator=generator)[: self.negatives].to(ids.device)]
+            pools[label][torch.randperm(len(pools[label]), generator=generator)[: self.negatives].to(index.device)]
             for label in labels.tolist()
         ]
-        return ContrastBatch(labels, ids, torch.cat([ids[:, None], torch.stack(rows)], dim=1))
+        return ContrastBatch(labels, index, torch.cat([index[:, None], torch.stack(rows)], dim=1))
 
     def scores(self, own: Tensor, other: Tensor, memory: Tensor, batch: ContrastBatch) -> Scores:
         """See :meth:`ContrastMemory.scores`."""
@@ -169,7 +172,7 @@ class MemoryBank(ContrastMemory):
             return indexed_scores(own, memory, batch.contrast_index, self.temperature)
         index = _present(batch.index)
         scores = self._all_scores(own, memory)
-        is_negative = (self.sample_labels >= 0) & (self.sample_labels != batch.labels[:, None])
+        is_negative = self.labels != batch.labels[:, None]
         return Scores(scores.gather(1, index[:, None])[:, 0], scores, is_negative, self.negatives)
 
     @torch.no_grad()
@@ -181,9 +184,6 @@ class MemoryBank(ContrastMemory):
             moved = self.momentum * memory[index] + (1 - self.momentum) * embeddings.detach().to(memory.dtype)
             # A new tensor: the backward pass of this step still needs the old entries.
             setattr(self, name, memory.index_copy(0, index, F.normalize(moved, dim=1)))
-
-    def _pool(self, label: int) -> Tensor:
-        return ((self.sample_labels >= 0) & (self.sample_labels != label)).nonzero()[:, 0]
 
 
 class MemoryQueue(ContrastMemory):
@@ -218,7 +218,7 @@ class MemoryQueue(ContrastMemory):
     def scores(self, own: Tensor, other: Tensor, memory: Tensor, batch: ContrastBatch) -> Scores:
         """See :meth:`ContrastMemory.scores`."""
         own = at_least_float32(own)
-        positive = ((own * other.detach().to(own.dtype)).sum(dim=1) / self.temperature).exp()
+        positive = (own * other.detach().to(own.dtype)).sum(dim=1) / self.temperature
         is_negative = self.labels != batch.labels[:, None]
         return Scores(positive, self._all_scores(own, memory), is_negative, self.negatives)
 
@@ -269,13 +269,23 @@ def contrast_memory(settings: ContrastSettings, seed: int, sample_labels: Tensor
     Args:
         settings: Sizes and temperature.
         seed: The first content is a function of it.
-        sample_labels: (N,), see :class:`MemoryBank`; None where the samples are not known.
+        sample_labels: (ids,), see :class:`MemoryBank`; None where the samples are not known.
     """
     generator = generator_for(seed, "contrast memory")
     shape = settings.projection_width, settings.negatives, settings.contrast_temperature, generator
-    if sample_labels is None or len(sample_labels) > settings.bank_limit:
+    if sample_labels is None or int((sample_labels >= 0).sum()) > settings.bank_limit:
         return MemoryQueue(settings.queue_size, *shape)
     return MemoryBank(sample_labels, *shape, settings.memory_momentum)
+
+
+def _check_ids(ids: Tensor, row_of_id: Tensor) -> None:
+    known = (ids >= 0) & (ids < len(row_of_id))
+    known &= row_of_id[ids.clamp(0, len(row_of_id) - 1)] >= 0
+    if not bool(known.all()):
+        raise InputError(
+            f"ids= hold {int(ids[~known][0])}, which is none of the {int((row_of_id >= 0).sum())} training samples that "
+            "tell_samples(distiller, labels, ids) was told of."
+        )
 
 
 def _present(index: Tensor | None) -> Tensor:

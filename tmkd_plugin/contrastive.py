@@ -6,6 +6,7 @@ embeddings a memory holds. Equal to RepDistiller's ``crd/criterion.py``; everyth
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -18,10 +19,13 @@ from tmkd_plugin.losses import at_least_float32
 NCE_EPS = 1e-7
 """Added to the denominators of the estimation, as in the official code."""
 
+LOWEST_TEMPERATURE = 0.015
+"""The least tau: ``exp(1/tau)`` times the entries of any memory stays well within float32."""
+
 
 @dataclass(frozen=True)
 class Scores:
-    """Un-normalised scores ``exp(M·v/tau)`` of a batch.
+    """Scores ``M·v/tau`` of a batch, the logarithms of what CRD normalises.
 
     Attributes:
         positive: (B,), of each sample with its own entry.
@@ -42,9 +46,9 @@ class Scores:
         return values.masked_fill(~self.valid, 0).sum(dim=1) / self.valid.sum(dim=1).clamp_min(1)
 
     def normaliser(self, entries: int) -> Tensor:
-        """Returns Z, a 0-d tensor without gradient: the mean score of the batch times the number of entries N."""
+        """Returns Z, a 0-d tensor without gradient: the mean of ``exp(score)`` in the batch times the number of entries N."""
         with torch.no_grad():
-            mean = (self.positive + self.drawn * self.mean_negative(self.negatives)) / (self.drawn + 1)
+            mean = (self.positive.exp() + self.drawn * self.mean_negative(self.negatives.exp())) / (self.drawn + 1)
             return mean.mean() * entries
 
 
@@ -101,17 +105,19 @@ def indexed_scores(embeddings: Tensor, memory: Tensor, contrast_index: Tensor, t
             products = (embeddings @ memory.T).gather(1, contrast_index)
         else:
             products = torch.einsum("bd,bkd->bk", embeddings, memory[contrast_index])
-        scores = (products / temperature).exp()
+        scores = products / temperature
     return Scores(scores[:, 0], scores[:, 1:], None, contrast_index.shape[1] - 1)
 
 
 def nce_loss(scores: Scores, normaliser: Tensor, entries: int) -> Tensor:
     """One side of CRD: noise-contrastive estimation with K uniform negatives out of N entries, mean over the batch."""
     share = scores.drawn / entries
-    positive = scores.positive / normaliser
-    negatives = scores.negatives / normaliser
-    log_positive = (positive / (positive + share + NCE_EPS)).log()
-    log_negative = (share / (negatives + share + NCE_EPS)).log()
+    # log h, and log(h + c + eps): h itself may leave the range of float32 where tau is small.
+    log_rest = torch.full_like(normaliser, math.log(share + NCE_EPS))
+    positive = scores.positive - normaliser.log()
+    negatives = scores.negatives - normaliser.log()
+    log_positive = positive - torch.logaddexp(positive, log_rest)
+    log_negative = math.log(share) - torch.logaddexp(negatives, log_rest)
     return -(log_positive + scores.drawn * scores.mean_negative(log_negative)).mean()
 
 

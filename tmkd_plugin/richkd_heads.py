@@ -51,7 +51,7 @@ class RichKDHeads(nn.Module):
         """Takes CRD's own memory bank, whose entries are the training samples; before the first step.
 
         Args:
-            sample_labels: (N,) int64 classes by sample id, -1 for an id that is not trained on.
+            sample_labels: (ids,) int64 classes by sample id, -1 for an id that is not trained on.
         """
         if self.memory is not None:
             memory = contrast_memory(self.settings, self.seed, sample_labels)

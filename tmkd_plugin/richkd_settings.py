@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tmkd_plugin.contrastive import LOWEST_TEMPERATURE
 from tmkd_plugin.settings import check_choice, check_number, setting
 
 VARIANTS = ("L", "F", "LF")
@@ -46,7 +47,7 @@ class RichKDSettings:
     )
     feature_weight: float = setting(0.8, _CODE, "weight of the contrast (CRD) with the fused features, >= 0")
     projection_width: int = setting(128, _CRD, "width of the space of the contrast, >= 1")
-    contrast_temperature: float = setting(0.07, _CRD, "temperature tau of the contrast, > 0")
+    contrast_temperature: float = setting(0.07, _CRD, "temperature tau of the contrast, >= 0.015")
     negatives: int = setting(16384, _CRD, "number K of negatives of a sample, >= 1")
     memory_momentum: float = setting(0.5, _CRD, "share of the old entry when the bank is updated, 0 to 1")
     bank_limit: int = setting(
@@ -63,8 +64,9 @@ class RichKDSettings:
             check_choice("clip_images", self.clip_images, ("once", "augmented"))
         if self.logit_weight is not None:
             check_number("logit_weight", self.logit_weight, at_least=0)
-        for name in ("clip_logit_scale", "temperature", "contrast_temperature"):
+        for name in ("clip_logit_scale", "temperature"):
             check_number(name, getattr(self, name), above=0)
+        check_number("contrast_temperature", self.contrast_temperature, at_least=LOWEST_TEMPERATURE)
         check_number("feature_weight", self.feature_weight, at_least=0)
         check_number("memory_momentum", self.memory_momentum, at_least=0, at_most=1)
         for name, least in (("projection_width", 1), ("negatives", 1), ("bank_limit", 0), ("queue_size", 2)):
