@@ -17,6 +17,14 @@ def leaves(nest: Any) -> list[Tensor]:
     return [leaf for part in _parts(nest) for leaf in leaves(part)]
 
 
+def is_nest(value: Any) -> bool:
+    """Says whether a value is tensors, numbers, words and ``None`` all through, in containers of which a nest is built."""
+    if value is None or isinstance(value, (Tensor, bool, int, float, str)):
+        return True
+    holds = dataclasses.is_dataclass(value) or isinstance(value, (Mapping, tuple, list))
+    return holds and not isinstance(value, type) and all(map(is_nest, _parts(value)))
+
+
 def map_leaves(function: Callable[..., Any], *nests: Any) -> Any:
     """Builds a nest like the first one from ``function(*tensors)`` of the tensors that stand at the same place.
 

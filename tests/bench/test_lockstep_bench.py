@@ -70,6 +70,54 @@ def test_every_baseline_and_enhancer_has_the_bits_that_it_has_alone(tiny_bench, 
     assert together == files_of(tmp_path / "alone") == files_of(tmp_path / "by five")
 
 
+ILL_BEHAVED = '''
+import torch
+from tmkd_plugin.baselines.kd import KD
+
+class Trains(KD):
+    """Puts its teacher in training mode for its pass, so that batch norm writes its statistics."""
+
+    def forward(self, images, labels):
+        self.teacher.train()
+        return super().forward(images, labels)
+
+class Prepares(KD):
+    """Scales its teacher's classifier once, and writes into its batch."""
+
+    def __init__(self, student, teacher):
+        super().__init__(student, teacher)
+        with torch.no_grad():
+            teacher.fc.weight.mul_(0.1)
+
+    def forward(self, images, labels):
+        images[:, :, 2:6, 2:6] = 0
+        return super().forward(images, labels)
+
+class Keeps(KD):
+    shares_teacher = True
+'''
+
+
+@pytest.mark.parametrize("arms_at_once", ["auto", "2"])
+def test_what_a_users_distiller_does_to_its_teacher_reaches_no_other_arm_and_no_other_seed(
+    arms_at_once, tiny_bench, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "ill_behaved.py").write_text(ILL_BEHAVED)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = [word for word in tiny_bench if word != "--quiet"]
+    words += ["--baseline", "ill_behaved:Trains,ill_behaved:Prepares,ill_behaved:Keeps,kd", "--seeds", "2"]
+    assert main([*words, "--arms-at-once", arms_at_once, "--out", str(tmp_path / "together")]) == 0
+    said = capsys.readouterr().out
+    assert "ill_behaved:Trains, ill_behaved:Prepares: trains on a batch and a teacher of its own" in " ".join(
+        said.split()
+    )
+    assert main([*words, "--arms-at-once", "1", "--out", str(tmp_path / "alone")]) == 0
+    assert "of its own" not in capsys.readouterr().out
+    together = files_of(tmp_path / "together")
+    assert len(together) == len(FILES) * 8 * 2
+    assert together == files_of(tmp_path / "alone")
+
+
 def test_how_many_train_at_once_decides_no_result(tiny_bench, tmp_path, capsys):
     out = tmp_path / "out"
     assert main([*tiny_bench, "--seeds", "1", "--out", str(out)]) == 0
@@ -79,10 +127,15 @@ def test_how_many_train_at_once_decides_no_result(tiny_bench, tmp_path, capsys):
     assert "holds the results of this very comparison" in capsys.readouterr().out
 
 
-def test_little_memory_makes_small_groups(tiny_bench, tmp_path, groups, monkeypatch):
-    monkeypatch.setattr(cell, "free_bytes", lambda device: 1e3)
-    assert main([*tiny_bench, "--seeds", "1", "--out", str(tmp_path / "out")]) == 0
+def test_little_memory_makes_small_groups_and_is_said(tiny_bench, tmp_path, groups, monkeypatch, capsys):
+    monkeypatch.setattr(cell, "free_bytes", lambda device: 1e8)
+    monkeypatch.setattr(cell, "arm_bytes", lambda distiller: 4e7)
+    words = [word for word in tiny_bench if word != "--quiet"]
+    assert main([*words, "--seeds", "1", "--out", str(tmp_path / "out")]) == 0
     assert groups == [1, 1]
+    assert capsys.readouterr().out.count("1 of 2 arms train side by side now: ") == 1
+    assert main([*words, "--seeds", "1", "--arms-at-once", "1", "--out", str(tmp_path / "alone")]) == 0
+    assert "side by side" not in capsys.readouterr().out
 
 
 def test_a_run_that_fails_stops_alone(tiny_bench, tmp_path, monkeypatch, capsys):

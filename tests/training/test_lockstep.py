@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from tmkd_plugin.baselines import BASELINES, build_baseline
+from tmkd_plugin.baselines.kd import KD
 from tmkd_plugin.data.dataset import Augmentation, ImageDataset, ImageSplit
 from tmkd_plugin.enhancer import TMKDEnhancer
 from tmkd_plugin.errors import NonFiniteLossError, RunError
 from tmkd_plugin.training.acceleration import Acceleration
 from tmkd_plugin.training.arm_memory import arm_bytes, fits, free_bytes
+from tmkd_plugin.training.isolation import shares_teacher
 from tmkd_plugin.training.settings import TrainingSettings
 from tmkd_plugin.training.shared_teacher import shared_teachers
 from tmkd_plugin.training.trainer import train_distillers
@@ -314,6 +318,215 @@ def test_an_arm_that_fails_stops_alone(dataset, teacher, tmp_path):
     assert len((tmp_path / "broken" / "history.jsonl").read_text().splitlines()) == 1, "its first epoch stays"
 
 
+class OwnKD(KD):
+    """Somebody else's KD, which does to its batch or its teacher whatever it likes."""
+
+    def __init__(self, student, teacher, does: str) -> None:
+        super().__init__(student, teacher)
+        self.does = does
+        if does == "scales its teacher at first":
+            with torch.no_grad():
+                teacher.fc.weight.mul_(0.1)
+
+    def train(self, mode=True):
+        if self.does == "fails between its epochs" and mode and getattr(self, "has_run", False):
+            raise RuntimeError("no second epoch")
+        return super().train(mode)
+
+    def forward(self, images, labels):
+        self.has_run = True
+        if self.does == "cuts a part of the images out":
+            images.data[:, :, 4:12, 4:12] = 0
+        elif self.does == "draws other labels":
+            labels[:2] = 0
+        elif self.does == "trains its teacher":
+            self.teacher.train()
+        elif self.does == "writes past the count of writes":
+            self.teacher.fc.bias.data += 0.1
+        elif self.does == "switches a part for a call":
+            with switched(self.teacher):
+                return super().forward(images, labels)
+        elif self.does == "replaces a forward":
+            self.teacher.layer1.forward = lambda x: 0.5 * type(self.teacher.layer1).forward(self.teacher.layer1, x)
+        return super().forward(images, labels)
+
+
+@contextlib.contextmanager
+def switched(teacher: nn.Module):
+    before, teacher.bn1.eps = teacher.bn1.eps, 1.0
+    try:
+        yield
+    finally:
+        teacher.bn1.eps = before
+
+
+DEEDS = [
+    "cuts a part of the images out", "draws other labels", "trains its teacher", "writes past the count of writes",
+    "switches a part for a call", "replaces a forward", "scales its teacher at first",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("does", DEEDS)
+def test_what_somebody_elses_distiller_does_stays_with_it(does, dataset, teacher, tmp_path):
+    def arms(names: list[str], original: nn.Module) -> dict[str, nn.Module]:
+        build = {
+            "own": lambda: OwnKD(build_network("resnet8", 3, seed=3), copy.deepcopy(original), does),
+            "kd": lambda: distiller("kd", sharing_copy(original)),
+            "kd+tmkd": lambda: distiller("kd+tmkd", sharing_copy(original)),
+        }
+        return {name: build[name]() for name in names}
+
+    def trained(names: list[str], root: str):
+        settings = TrainingSettings(epochs=2, batch_size=8, warmup_epochs=0, decay_epochs=(), learning_rate=0.05)
+        folders = {name: tmp_path / root / name for name in names}
+        return train_distillers(arms(names, copy.deepcopy(teacher)), dataset, settings, seed=3, folders=folders)
+
+    together = trained(["own", "kd", "kd+tmkd"], "together")
+    assert together["own"].history != together["kd"].history
+    for name in together:
+        assert trained([name], "alone")[name].history == together[name].history, name
+
+
+def test_an_arm_that_fails_between_its_epochs_stops_alone(dataset, teacher, tmp_path):
+    arms = {
+        "own": OwnKD(build_network("resnet8", 3, seed=3), copy.deepcopy(teacher), "fails between its epochs"),
+        "kd": distiller("kd", sharing_copy(teacher)),
+    }
+    failures: dict[str, Exception] = {}
+    results = train_distillers(
+        arms, dataset, TrainingSettings(epochs=2, batch_size=8, warmup_epochs=0, decay_epochs=(), learning_rate=0.05), seed=3,
+        folders={name: tmp_path / name for name in arms}, on_failure=failures.__setitem__,
+    )  # fmt: skip
+    assert set(results) == {"kd"}
+    assert str(failures["own"]) == "no second epoch"
+
+
+class Promises(OwnKD):
+    shares_teacher = True
+
+
+def test_who_shares(teacher):
+    own = OwnKD(build_network("resnet8", 3, seed=3), teacher, "")
+    promising = Promises(build_network("resnet8", 3, seed=3), teacher, "")
+    ours = distiller("kd+tmkd", teacher)
+    enhanced = [TMKDEnhancer(each, NAMES, text=text(), mean=MEAN, std=STD, input_size=16) for each in (own, promising)]
+    function = TMKDEnhancer(
+        lambda images, labels: None,
+        NAMES,
+        student=own.student,
+        teacher=teacher,
+        text=text(),
+        logit_weight=0,
+        input_size=16,
+    )
+    assert [shares_teacher(each) for each in (ours, own, promising, *enhanced, function)] == [
+        True, False, True, False, True, False,
+    ]  # fmt: skip
+    assert [shares_teacher(each) for each in (KD, OwnKD, Promises)] == [True, False, True]
+
+
+def test_a_student_that_writes_into_the_images_leaves_the_next_arm_its_own(dataset, teacher, tmp_path):
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = build_network("resnet8", 3, seed=3)
+
+        def forward(self, images):
+            return self.network(images.mul_(0.5))
+
+    def arms(names: list[str]) -> dict[str, nn.Module]:
+        students = {"first": InPlace(), "second": build_network("resnet8", 3, seed=3)}
+        return {name: build_baseline("kd", students[name], sharing_copy(teacher)) for name in names}
+
+    def trained(names: list[str], root: str):
+        settings = TrainingSettings(epochs=1, batch_size=8, warmup_epochs=0, decay_epochs=(), learning_rate=0.05)
+        return train_distillers(
+            arms(names), dataset, settings, seed=3, folders={name: tmp_path / root / name for name in names}
+        )
+
+    together = trained(["first", "second"], "together")
+    for name in together:
+        assert trained([name], "alone")[name].history == together[name].history, name
+
+
+class Noisy(nn.Module):
+    """A network that draws noise in eval mode too."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images):
+        return self.network(images) + torch.randn(len(images), 3)
+
+
+class Wrapped(nn.Module):
+    """A network that returns an object of its own."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images):
+        return SimpleNamespace(logits=self.network(images))
+
+
+@pytest.mark.parametrize("kind", [Noisy, Wrapped])
+def test_answers_that_are_no_function_of_the_images_or_no_nest_are_not_shared(kind, teacher):
+    arms, (images, _) = two_arms(kind(teacher).eval()), batch()
+    calls = []
+    with torch.no_grad(), shared_teachers(arms):
+        torch.manual_seed(0)
+        calls.append(arms[0].teacher(images))
+        calls.append(arms[1].teacher(images))
+    assert calls[0] is not calls[1]
+    if kind is Noisy:
+        torch.manual_seed(0)
+        assert torch.equal(calls[0], arms[0].teacher(images))
+        assert torch.equal(calls[1], arms[1].teacher(images)), "the second one draws its own noise"
+    else:
+        calls[0].logits.zero_()
+        assert calls[1].logits.any()
+
+
+def test_a_hook_on_all_modules_hears_every_pass(teacher):
+    arms, (images, _) = two_arms(teacher), batch()
+    heard = []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: heard.append(type(module).__name__))
+    try:
+        with torch.no_grad(), shared_teachers(arms):
+            for arm in arms:
+                arm.teacher(images)
+    finally:
+        handle.remove()
+    assert heard.count("Linear") == 2
+
+
+@pytest.mark.parametrize("change", ["mapping", "tensor", "forward"])
+def test_copies_with_other_attributes_share_nothing(change, teacher):
+    mine = copy.deepcopy(teacher)
+    mine.options, mine.scale = {"scale": [1.0]}, torch.tensor(1.0)
+    arms, (images, _) = two_arms(mine), batch()
+    changed = arms[1].teacher
+    if change == "mapping":
+        changed.options["scale"][0] = 2.0
+    elif change == "tensor":
+        changed.scale = torch.tensor(2.0)
+    else:
+        arms[0].teacher.fc.forward = lambda x: torch.ones(len(x), 3)
+        changed.fc.forward = lambda x: torch.zeros(len(x), 3)
+    with torch.no_grad(), shared_teachers(arms):
+        assert arms[0].teacher(images).data_ptr() != changed(images).data_ptr()
+        assert changed(images).any() == (change != "forward")
+
+
+def test_a_teacher_that_was_built_in_inference_mode():
+    with torch.inference_mode():
+        arms, (images, _) = two_arms(nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 3)).eval()), batch()
+    with torch.no_grad(), shared_teachers(arms):
+        assert arms[0].teacher(images).data_ptr() == arms[1].teacher(images).data_ptr()
+
+
 def test_when_all_have_failed_nothing_more_is_run(dataset, teacher, tmp_path):
     failures: dict[str, Exception] = {}
     arms = {name: Breaking(distiller("kd", sharing_copy(teacher)), at=2) for name in ("one", "two")}
@@ -341,6 +554,9 @@ def test_the_memory_of_an_arm(teacher):
     weights = sum(4 * parameter.numel() for parameter in arm.student.parameters())
     buffers = sum(buffer.numel() * buffer.element_size() for buffer in arm.student.buffers())
     assert arm_bytes(arm) == 4 * weights + 2 * buffers
+    of_teacher = sum(t.numel() * t.element_size() for t in (*teacher.parameters(), *teacher.buffers()))
+    own = OwnKD(build_network("resnet8", 3, seed=3), teacher, "")
+    assert arm_bytes(own) == arm_bytes(arm) + of_teacher, "a teacher of its own"
     assert 0 < free_bytes("cpu") < 1e15
     assert fits(50.0, 100.0)
     assert not fits(51.0, 100.0)

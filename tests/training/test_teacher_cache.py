@@ -125,6 +125,31 @@ def test_the_same_bits_alone_beside_others_and_from_files_that_are_there(teacher
     assert first == content(tmp_path / "found") == content(tmp_path / "alone")
 
 
+class Cutout(nn.Module):
+    """Somebody else's distiller, which cuts a part out of the images once its teacher has seen them."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.student, self.teacher = inner, inner.student, inner.teacher
+
+    def forward(self, images, labels):
+        with torch.no_grad():
+            said = self.teacher(images)
+        images[:, :, 4:12, 4:12] = 0
+        return nn.functional.cross_entropy(self.student(images), labels) + said.square().mean()
+
+
+def test_somebody_elses_distiller_beside_others(teacher, tmp_path, folder):
+    def arms(*names: str) -> dict[str, nn.Module]:
+        built = {name: distiller("kd", copy.deepcopy(teacher)) for name in names}
+        return {name: Cutout(inner) if name == "own" else inner for name, inner in built.items()}
+
+    together = train([], teacher, tmp_path / "together", folder, arms=arms("own", "kd"))
+    for name in together:
+        alone = train([], teacher, tmp_path / "alone", folder, arms=arms(name))
+        assert alone[name].history == together[name].history
+
+
 def test_the_teacher_runs_once_for_each_image_view_and_variant(teacher, tmp_path, folder, monkeypatch):
     made_views = []
     original = teacher_cache_fill.normalised_views

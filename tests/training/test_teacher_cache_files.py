@@ -205,6 +205,19 @@ def test_views_versions_and_buffers_are_part_of_the_key(monkeypatch):
     assert teacher_key(nn.Dropout(0.1)) != teacher_key(nn.Dropout(0.2))
 
 
+@pytest.mark.parametrize(
+    "value", [2.0, True, "on", torch.tensor(2.0), {"scale": [2.0]}, (1, 2.0), {"on"}, torch.bfloat16, None]
+)
+def test_attributes_inside_a_teacher_are_part_of_the_key(value):
+    networks = [nn.Sequential(nn.Linear(2, 2)) for _ in range(3)]
+    for network, attribute in zip(networks, (1.0, value, copy.deepcopy(value)), strict=True):
+        network.load_state_dict(networks[0].state_dict())
+        network[0].scale = attribute
+    keys = [teacher_key(network) for network in networks]
+    assert keys[0] != keys[1]
+    assert keys[1] == keys[2]
+
+
 def test_without_random_augmentation_seeds_and_epochs_share_their_answers(tmp_path):
     data = dataset(augmentation=Augmentation())
     for seed in (0, 1):
@@ -273,6 +286,13 @@ def test_a_fill_that_is_interrupted_leaves_nothing_and_is_made_again(tmp_path):
     hook.remove()
     assert names(tmp_path) == set()
     assert torch.equal(opened(tmp_path, teacher), opened(tmp_path, copy.deepcopy(teacher)))
+
+
+def test_a_file_where_the_folder_belongs(tmp_path):
+    (tmp_path / "taken").write_text("")
+    for folder in (tmp_path / "taken", tmp_path / "taken" / "deeper"):
+        with pytest.raises(InputError, match=r"needs the folder .*taken.* is a file\. Remove it, set TMKD_CACHE"):
+            opened(folder, Small())
 
 
 def test_no_room_on_the_disk(tmp_path, monkeypatch):

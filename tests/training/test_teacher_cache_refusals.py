@@ -160,6 +160,47 @@ def test_a_users_distiller_that_asks_for_more(reason, tmp_path):
         train_distiller(Own(ask), DATASET, settings, seed=0, folder=tmp_path / "run", teacher_cache=folder)
 
 
+def louder_inside(teacher, images):
+    teacher.fc.weight_of_call, own = 2.0, teacher.fc.forward
+    teacher.fc.forward = lambda pooled: teacher.fc.weight_of_call * own(pooled)
+    try:
+        return teacher(images)
+    finally:
+        del teacher.fc.forward, teacher.fc.weight_of_call
+
+
+def test_a_users_distiller_that_changes_its_teacher_for_the_call():
+    with pytest.raises(InputError, match=r"mine can't be trained.*its loss is .* but .* with the teacher itself"):
+        tried(Own(louder_inside))
+
+
+def test_a_teacher_whose_forward_was_replaced_on_the_object():
+    distiller = Own(lambda teacher, images: teacher(images))
+    distiller.teacher.fc.forward = lambda pooled: pooled[:, :3]
+    with pytest.raises(InputError, match=r"The forward of 'fc' in the teacher .* was replaced on the object"):
+        tried(distiller)
+
+
+def test_a_teacher_that_draws_random_numbers(tmp_path):
+    class Noisy(nn.Module):
+        def __init__(self, network: nn.Module) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, images):
+            return nn.functional.dropout(self.network(images), 0.1)
+
+    distiller = Own(lambda teacher, images: teacher(images))
+    distiller.teacher = Noisy(distiller.teacher)
+    message = r"The teacher \(Noisy\) draws random numbers in eval mode too"
+    with pytest.raises(InputError, match=message):
+        tried(distiller)
+    folder = TeacherCacheFolder(tmp_path / "answers", lambda line: None)
+    settings = TrainingSettings(epochs=1, batch_size=8, warmup_epochs=0, decay_epochs=())
+    with pytest.raises(InputError, match=message):
+        train_distiller(distiller, DATASET, settings, seed=0, folder=tmp_path / "run", teacher_cache=folder)
+
+
 @pytest.mark.parametrize("cut", [slice(None), slice(0, 3), slice(2, 8), slice(7, 8)])
 def test_a_users_distiller_that_asks_about_a_part_of_the_batch(cut, tmp_path):
     off = []

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tmkd_plugin.baselines import baseline_class
+from tmkd_plugin.bench.arms import STUDENT_ALONE
 from tmkd_plugin.bench.cell import acceleration_of
 from tmkd_plugin.bench.comparison import Comparison, Seconds
 from tmkd_plugin.bench.configuration import Configuration, configure
@@ -28,6 +30,7 @@ from tmkd_plugin.text_cache import default_cache_dir
 from tmkd_plugin.training.checkpoint import CHECKPOINT_SECONDS
 from tmkd_plugin.training.distributed import Processes, process_count
 from tmkd_plugin.training.epoch_log import check_tensorboard
+from tmkd_plugin.training.isolation import shares_teacher
 from tmkd_plugin.training.progress import training_progress
 
 if TYPE_CHECKING:
@@ -202,8 +205,21 @@ def _plan_lines(configuration: Configuration, preparation: Preparation, out: Pat
         f"Data set {dataset.name}: {sizes} of {dataset.image_size} px, {dataset.num_classes} classes",
         f"Preset {configuration.preset}; teacher {experiment.teacher} ({teacher}), student {experiment.student}",
         f"Arms: {'; '.join(arm.title for arm in preparation.plan.arms)}",
+        *_not_sharing(preparation),
         f"Seeds: {', '.join(map(str, experiment.seeds))}; {torch.get_num_threads()} threads; files go to {out}",
         *preparation.plan.notices,
+    ]
+
+
+def _not_sharing(preparation: Preparation) -> list[str]:
+    """Says which distillers of the user's own ask their teachers themselves, where others share what they say."""
+    names = dict.fromkeys(arm.baseline for arm in preparation.plan.arms if arm.baseline != STUDENT_ALONE)
+    own = [name for name in names if not shares_teacher(baseline_class(name))]
+    if not own or len(preparation.plan.arms) == 1 or preparation.configuration.experiment.arms_at_once == 1:
+        return []
+    return [
+        f"{', '.join(own)}: trains on a batch and a teacher of its own; with shares_teacher = True on the class it shares the "
+        "teacher's passes (docs/scaling.md)"
     ]
 
 

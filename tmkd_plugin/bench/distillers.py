@@ -17,6 +17,7 @@ from tmkd_plugin.randomness import forked_random_state
 from tmkd_plugin.richkd_settings import RichKDSettings
 from tmkd_plugin.text_teacher import TextEmbeddings
 from tmkd_plugin.tmkd_settings import TMKDSettings
+from tmkd_plugin.training.isolation import shares_teacher
 from tmkd_plugin.training.teachers import Classifier
 from tmkd_plugin.zoo import build_network
 
@@ -46,7 +47,7 @@ def build_distiller(
     text: TextEmbeddings | None,
     seed: int,
     *,
-    shares_teacher: bool = False,
+    side_by_side: bool = False,
 ) -> nn.Module:
     """Builds an arm's distiller around a fresh student and a copy of the teacher.
 
@@ -56,8 +57,9 @@ def build_distiller(
         teacher: The network of its teacher.
         text: The text embeddings, with CLIP's answers where an enhancer needs them.
         seed: The seed of the run.
-        shares_teacher: Whether the copy holds the teacher's own tensors, so that arms that train side by side can share what
-            it says of a batch.
+        side_by_side: Whether the copy holds the teacher's own tensors, so that arms that train side by side can share what
+            it says of a batch; those of somebody else's distiller are its own all the same, see
+            :func:`~tmkd_plugin.training.isolation.shares_teacher`.
 
     Raises:
         InputError: The method refuses the networks or its settings.
@@ -66,7 +68,8 @@ def build_distiller(
     if arm.baseline == STUDENT_ALONE:
         return Classifier(student)
     # A copy: no arm can leave anything in the networks of another.
-    kept = {id(tensor): tensor for tensor in (*teacher.parameters(), *teacher.buffers())} if shares_teacher else {}
+    shares = side_by_side and shares_teacher(baseline_class(arm.baseline))
+    kept = {id(tensor): tensor for tensor in (*teacher.parameters(), *teacher.buffers())} if shares else {}
     teacher = copy.deepcopy(teacher, kept)
     # Heads of a user's own distiller are drawn from the global generator, alike in every arm.
     with forked_random_state(seed, "distiller initialisation"):

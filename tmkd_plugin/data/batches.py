@@ -44,6 +44,10 @@ class Batch:
             self.ids.to(device, non_blocking=True),
         )
 
+    def clone(self) -> Batch:
+        """Returns a batch of its own tensors, which can be written to."""
+        return Batch(self.images.clone(), self.labels.clone(), self.ids.clone())
+
 
 def training_batches(
     split: Split,

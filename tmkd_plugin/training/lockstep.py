@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from tmkd_plugin.data.batches import Batch
 from tmkd_plugin.data.dataset import ImageDataset
 from tmkd_plugin.training.arm import Arm
 from tmkd_plugin.training.checkpoint import Checkpoints
+from tmkd_plugin.training.isolation import OwnBatch, apart
 from tmkd_plugin.training.progress import Progress, SilentProgress
 from tmkd_plugin.training.shared_teacher import shared_teachers
 from tmkd_plugin.training.teacher_cache import TeacherCache
@@ -45,63 +47,116 @@ def train_arms(
     Returns:
         The seconds that the making of the batches took.
     """
-    progress = progress or SilentProgress()
+    lockstep = _Lockstep(arms, progress or SilentProgress(), checkpoints, on_failure, teacher_cache)
     everybody, batch_seconds = list(arms), 0.0
     try:
         for arm in arms:
-            progress.begin(arm.name, arm.seed, arm.settings.epochs, arm.steps_per_epoch)
+            lockstep.progress.begin(arm.name, arm.seed, arm.settings.epochs, arm.steps_per_epoch)
         for epoch in range(1, max((arm.settings.epochs for arm in arms), default=0) + 1):
             behind = [arm for arm in arms if len(arm.history) < epoch]
             if not behind:
                 continue
-            batch_seconds += _run_epoch(arms, behind, epoch, batches, progress, checkpoints, on_failure, teacher_cache)
+            batch_seconds += lockstep.run_epoch(behind, epoch, batches)
             for arm in behind:
-                with failing_alone(arm.name, on_failure, arm, arms):
+                with lockstep.failing(arm):
                     record = arm.end_epoch(dataset)
                     after_epoch(arm, record)
-                    progress.epoch(arm.name, epoch, record["losses"]["loss"], record["val_top1"])
-                    _save_if_due(arm, checkpoints)
+                    lockstep.progress.epoch(arm.name, epoch, record["losses"]["loss"], record["val_top1"])
+                    lockstep.save_if_due(arm)
     finally:
         for arm in everybody:
-            progress.end(arm.name)
+            lockstep.progress.end(arm.name)
     return batch_seconds
 
 
-def _run_epoch(
-    arms: list[Arm],
-    behind: list[Arm],
-    epoch: int,
-    batches: Callable[[int], Iterable[Batch]],
-    progress: Progress,
-    checkpoints: Mapping[str, Checkpoints] | None,
-    on_failure: OnFailure | None,
-    teacher_cache: TeacherCache | None,
-) -> float:
-    """Takes the arms that have not finished an epoch through it; returns the seconds that the making of its batches took."""
-    for arm in behind:
-        arm.begin_epoch(epoch)
-    device, batch_seconds, start = behind[0].device, 0.0, time.perf_counter()
-    distillers = [arm.distiller for arm in behind]
-    with contextlib.ExitStack() as stack:
-        begin = None if teacher_cache is None else stack.enter_context(teacher_cache.answering(distillers, epoch))
-        forget = stack.enter_context(shared_teachers(distillers if begin is None else []))
-        for step, batch in enumerate(batches(epoch)):
-            images, labels, ids = batch.images.to(device), batch.labels.to(device), batch.ids.to(device)
-            batch_seconds += time.perf_counter() - start
-            if begin is not None:
-                begin(images, ids)
-            for arm in list(behind):
-                if arm.steps_done > step:  # before its checkpoint
-                    continue
-                with failing_alone(arm.name, on_failure, arm, arms, behind):
-                    arm.step(images, labels, ids)
-                    progress.step(arm.name)
-                    _save_if_due(arm, checkpoints)
-            forget()
-            if not behind:
-                break
+@dataclass(frozen=True)
+class _Lockstep:
+    """Takes arms through their epochs; see :func:`train_arms`."""
+
+    arms: list[Arm]
+    progress: Progress
+    checkpoints: Mapping[str, Checkpoints] | None
+    on_failure: OnFailure | None
+    teacher_cache: TeacherCache | None
+
+    def run_epoch(self, behind: list[Arm], epoch: int, batches: Callable[[int], Iterable[Batch]]) -> float:
+        """Takes the arms that have not finished an epoch through it; returns the seconds that its batches took."""
+        for arm in list(behind):
+            with self.failing(arm, behind):
+                arm.begin_epoch(epoch)
+        batch_seconds = 0.0
+        with contextlib.ExitStack() as stack:
+            groups = self._groups(stack, behind, epoch)
             start = time.perf_counter()
-    return batch_seconds
+            for step, made in enumerate(batches(epoch) if behind else ()):
+                batch = made.to(behind[0].device)
+                batch_seconds += time.perf_counter() - start
+                for group in groups:
+                    self._step(group, batch, step, behind)
+                if not behind:
+                    break
+                start = time.perf_counter()
+        return batch_seconds
+
+    def _groups(self, stack: contextlib.ExitStack, behind: list[Arm], epoch: int) -> list[_Group]:
+        """Lets each group of arms share what its teachers say, until the stack is left."""
+        groups = []
+        for arms in apart(behind):
+            distillers = [arm.distiller for arm in arms]
+            # What goes wrong for arms that share concerns all of them.
+            concerned = self.failing(arms[0], behind) if len(arms) == 1 < len(behind) else contextlib.nullcontext()
+            with concerned:
+                if self.teacher_cache is not None:
+                    begin = stack.enter_context(self.teacher_cache.answering(distillers, epoch))
+                    groups.append(_Group(arms, begin, _nothing))
+                else:
+                    forget = stack.enter_context(shared_teachers(distillers))
+                    groups.append(_Group(arms, _nothing, forget))
+        return groups
+
+    def _step(self, group: _Group, batch: Batch, step: int, behind: list[Arm]) -> None:
+        """Takes the arms of a group through one batch."""
+        own = OwnBatch(batch)
+        group.begin(own.batch.images, own.batch.ids)
+        for arm in [each for each in group.arms if each in behind]:
+            if arm.steps_done > step:  # before its checkpoint
+                continue
+            if not own.is_unchanged():
+                group.begin(own.batch.images, own.batch.ids)
+            with self.failing(arm, behind):
+                arm.step(own.batch.images, own.batch.labels, own.batch.ids)
+                self.progress.step(arm.name)
+                self.save_if_due(arm)
+        group.forget()
+
+    def failing(self, arm: Arm, *of: list[Arm]) -> contextlib.AbstractContextManager[None]:
+        """Takes an arm that fails out of all arms and of further lists; see :func:`failing_alone`."""
+        return failing_alone(arm.name, self.on_failure, arm, self.arms, *of)
+
+    def save_if_due(self, arm: Arm) -> None:
+        """Writes the arm's checkpoint if it is time."""
+        if self.checkpoints and self.checkpoints[arm.name].due:
+            snapshot = arm.snapshot()
+            self.checkpoints[arm.name].save(snapshot.tensors, snapshot.state)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Arms that share a batch.
+
+    Attributes:
+        arms: The arms.
+        begin: Is told images and ids of a batch before they see it.
+        forget: Lets go of what was kept of a batch.
+    """
+
+    arms: list[Arm]
+    begin: Callable[..., None]
+    forget: Callable[[], None]
+
+
+def _nothing(*_: Any) -> None:
+    """Stands where nothing has to be told or forgotten."""
 
 
 @contextlib.contextmanager
@@ -123,9 +178,3 @@ def failing_alone(name: str, on_failure: OnFailure | None, arm: Arm | None = Non
             if arm is not None and arm in arms:
                 arms.remove(arm)
         on_failure(name, error)
-
-
-def _save_if_due(arm: Arm, checkpoints: Mapping[str, Checkpoints] | None) -> None:
-    if checkpoints and checkpoints[arm.name].due:
-        snapshot = arm.snapshot()
-        checkpoints[arm.name].save(snapshot.tensors, snapshot.state)

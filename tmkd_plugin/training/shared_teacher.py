@@ -18,8 +18,16 @@ from torch import Tensor, nn
 from tmkd_plugin.batch_memory import MEMORY, BatchMemory
 from tmkd_plugin.errors import RunError
 from tmkd_plugin.model_output import LISTENERS, Place, Recorder
-from tmkd_plugin.nested import leaves, map_leaves
+from tmkd_plugin.nested import is_nest, leaves, map_leaves
 from tmkd_plugin.stand_in import replaced_attributes
+from tmkd_plugin.training.watched_teacher import (
+    WatchedTeacher,
+    description,
+    have_drawn,
+    random_states,
+    replaced_forward,
+    switches,
+)
 
 
 @contextlib.contextmanager
@@ -35,8 +43,8 @@ def shared_teachers(distillers: Sequence[nn.Module]) -> Iterator[Callable[[], No
     groups: dict[Hashable, list[nn.Module]] = {}
     for distiller in distillers:
         teacher = getattr(distiller, "teacher", None)
-        # A network that was compiled in place runs past what answers for its forward.
-        if isinstance(teacher, nn.Module) and teacher._compiled_call_impl is None:
+        # A network that was compiled in place runs past what answers for its forward; another's forward is not known.
+        if isinstance(teacher, nn.Module) and teacher._compiled_call_impl is None and not replaced_forward(teacher):
             groups.setdefault(_content(teacher), []).append(teacher)
     memories = []
     with contextlib.ExitStack() as stack:
@@ -80,9 +88,7 @@ class _SharedForward:
         self.network = network
         self.shared = shared
         self._run: Callable[..., Any] = network.forward
-        self._inside = list(network.modules())[1:]
-        self._tensors = [*network.parameters(), *network.buffers()]
-        self._written = self._writes()
+        self._watched = WatchedTeacher(network)
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
@@ -92,13 +98,13 @@ class _SharedForward:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Answers from the memory of the batch, or runs the network."""
-        if self._writes() != self._written:
+        if self._watched.was_written_to:
             raise RunError(
                 f"The teacher ({type(self.network).__name__}) was changed while distillers share it. Train this one by itself, "
                 "with --arms-at-once 1."
             )
         images = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        key = _key(args, kwargs, _switches(self.network))
+        key = _key(args, kwargs, switches(self.network))
         listeners: list[Recorder] = self.network.__dict__.get(LISTENERS, [])
         if len(images) != 1 or key is None or not self._is_plain(images[0], listeners):
             return self._run(*args, **kwargs)
@@ -107,8 +113,9 @@ class _SharedForward:
                 self.shared.places.append(listener.place)
         found: _Answer | None = self.shared.memory.find(key, images[0])
         if found is None or len(found.heard) < len(self.shared.places):
+            before = random_states(images[0].device)
             found = self._ask(*args, **kwargs)
-            if not any(leaf.requires_grad for leaf in leaves(found)):
+            if _can_be_kept(found) and not have_drawn(before, random_states(images[0].device)):
                 self.shared.memory.keep(key, images[0], found)
         else:
             for listener in listeners:
@@ -130,42 +137,27 @@ class _SharedForward:
 
     def _is_plain(self, images: Tensor, listeners: Sequence[Recorder]) -> bool:
         """Says whether the answer is a function of the images alone, and nobody else listens inside the network."""
-        if images.requires_grad and torch.is_grad_enabled():
-            return False
-        if self.network.training or any(module.training for module in self._inside):
-            return False
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in self._tensors):
-            return False
-        hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in self._inside)
-        return hooks == sum(listener.hooks_inside for listener in listeners)
+        watched = self._watched
+        return not (watched.is_training or watched.wants_gradient(images) or watched.is_heard_by_others(listeners))
 
-    def _writes(self) -> int:
-        return sum(tensor._version for tensor in self._tensors)
+
+def _can_be_kept(answer: _Answer) -> bool:
+    """Says whether an answer is tensors and plain values all through, which can be handed on as another's own."""
+    return is_nest(answer.returned) and not any(leaf.requires_grad for leaf in leaves(answer))
 
 
 def _content(network: nn.Module) -> Hashable:
-    """Identifies what a network computes: its structure, its modules' plain attributes, and its tensors by identity."""
-    modules = tuple(
-        (name, type(module), module.extra_repr(), _switches(module)) for name, module in network.named_modules()
-    )
+    """Identifies what a network computes: its description, and its tensors by identity."""
     tensors = (*network.named_parameters(), *network.named_buffers())
-    return modules, tuple((name, id(tensor)) for name, tensor in tensors)
+    return description(network), tuple((name, id(tensor)) for name, tensor in tensors)
 
 
-def _switches(module: nn.Module) -> Hashable:
-    """Returns the numbers, words and flags that a module has as attributes, on which its forward may depend."""
-    plain = (bool, int, float, str, type(None))
-    return tuple(
-        (name, value) for name, value in vars(module).items() if isinstance(value, plain) and name != "training"
-    )
-
-
-def _key(args: tuple[Any, ...], kwargs: dict[str, Any], switches: Hashable) -> Hashable | None:
+def _key(args: tuple[Any, ...], kwargs: dict[str, Any], state: Hashable) -> Hashable | None:
     """Returns what tells calls with the same images apart, ``None`` where arguments can't be compared."""
     plain = ["images" if isinstance(value, Tensor) else value for value in args]
     named = sorted((name, "images" if isinstance(value, Tensor) else value) for name, value in kwargs.items())
     autocast = [(kind, torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
-    key = ("teacher", tuple(plain), tuple(named), tuple(autocast), switches)
+    key = ("teacher", tuple(plain), tuple(named), tuple(autocast), state)
     try:
         hash(key)
     except TypeError:

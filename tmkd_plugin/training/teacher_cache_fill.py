@@ -23,6 +23,7 @@ from tmkd_plugin.training.precision import Precision
 from tmkd_plugin.training.teacher_cache_file import AnswersWriter, Layout, bytes_of, writing_answers
 from tmkd_plugin.training.teacher_cache_forward import Answers, answers_of
 from tmkd_plugin.training.teacher_cache_key import View
+from tmkd_plugin.training.watched_teacher import have_drawn, random_states
 
 CHECKED_IMAGES = 8
 TOLERANCE = {("cpu", "fp32"): 1e-3, ("cuda", "fp32"): 1e-2, ("cuda", "fp16"): 1e-2}
@@ -55,13 +56,19 @@ class TeacherReading:
         """Returns ``logits`` and, if there are any, ``pooled_features`` of (B, 3, H, W).
 
         Raises:
-            InputError: The teacher returns something else than logits.
+            InputError: The teacher returns something else than logits, or draws random numbers.
         """
-        recorder = Recorder(Place(self.classifier, None, False))
+        recorder, before = Recorder(Place(self.classifier, None, False)), random_states(images.device)
         self.network.eval()
         with recorder.listening(self.network), precision.forward_context():
             returned = self.network(images)
-            return answers_of(returned, recorder.heard(), self.network, self.has_pooled)
+            answers = answers_of(returned, recorder.heard(), self.network, self.has_pooled)
+        if have_drawn(before, random_states(images.device)):
+            raise InputError(
+                f"The teacher ({type(self.network).__name__}) draws random numbers in eval mode too, so it says something else "
+                "each time it is asked, which a teacher cache can't keep. Leave --teacher-cache out."
+            )
+        return answers
 
 
 def read_teacher(network: nn.Module, image_size: int) -> TeacherReading:
@@ -116,13 +123,15 @@ class AskedImages:
         )
         for batch in batches:
             images = batch.images.to(self.device)
-            yield {view: teacher.ask(self._seen(images, view), precision) for view in views}
+            yield {view: teacher.ask(seen_as(view, images, self.dataset), precision) for view in views}
 
-    def _seen(self, images: Tensor, view: View) -> Tensor:
-        if view.settings is None:
-            return images
-        (seen,) = normalised_views(images, (view.name,), view.settings, self.dataset.mean, self.dataset.std)
-        return seen
+
+def seen_as(view: View, images: Tensor, dataset: ImageDataset) -> Tensor:
+    """Returns a view of a data set's normalised images (B, 3, H, W), normalised again."""
+    if view.settings is None:
+        return images
+    (seen,) = normalised_views(images, (view.name,), view.settings, dataset.mean, dataset.std)
+    return seen
 
 
 def fill(
@@ -227,7 +236,13 @@ def _check_room(title: str, folder: Path, needed: int, say: Callable[[str], None
     say(f"{title}: asking the teacher; {needed / 1e6:,.1f} MB in {folder}")
     if not writes:
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(
+            f"The teacher cache needs the folder {folder}, but {error.filename} is a file. Remove it, set TMKD_CACHE to "
+            "another folder, or leave --teacher-cache out."
+        ) from error
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise InputError(

@@ -18,6 +18,7 @@ from tmkd_plugin.nested import leaves
 from tmkd_plugin.stand_in import replaced_attributes
 from tmkd_plugin.training.teacher_cache_key import RGB, View, view_of
 from tmkd_plugin.training.teacher_cache_view import unmade_view
+from tmkd_plugin.training.watched_teacher import WatchedTeacher
 
 ADVICE = "Train this one without --teacher-cache."
 
@@ -124,9 +125,7 @@ class KnownForward:
         self.network = network
         self.batch = batch
         self.classifier = classifier
-        self._inside = list(network.modules())[1:]
-        self._tensors = [*network.parameters(), *network.buffers()]
-        self._written = self._writes()
+        self._watched = WatchedTeacher(network)
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
@@ -150,16 +149,15 @@ class KnownForward:
         if len(given) != 1 or not isinstance(given[0], Tensor):
             raise self._error(f"is called with {len(given)} arguments instead of the images alone")
         images = given[0]
-        if any(module.training for module in (self.network, *self._inside)):
+        if self._watched.is_training:
             raise self._error("is in training mode")
-        if torch.is_grad_enabled() and (images.requires_grad or any(tensor.requires_grad for tensor in self._tensors)):
+        if self._watched.wants_gradient(images):
             raise self._error("is called with gradient")
-        if self._writes() != self._written:
+        if self._watched.was_written_to:
             raise self._error("was changed since its answers were kept")
         listeners: list[Recorder] = self.network.__dict__.get(LISTENERS, [])
-        hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in self._inside)
         known = all(listener.place.classifier in (None, self.classifier) for listener in listeners)
-        if not known or hooks != sum(listener.hooks_inside for listener in listeners):
+        if not known or self._watched.is_heard_by_others(listeners):
             raise self._error("is listened to inside (forward hooks)")
         with torch._C.DisableTorchFunctionSubclass(), torch.no_grad():
             # Every arm that asks gets the same tensors, unless somebody has written into them.
@@ -184,9 +182,6 @@ class KnownForward:
             f"The teacher ({type(self.network).__name__}) {what}, but a teacher cache keeps its logits and pooled features of "
             f"the training images only. {ADVICE}"
         )
-
-    def _writes(self) -> int:
-        return sum(tensor._version for tensor in self._tensors)
 
 
 def _part_of(images: Tensor, whole: Tensor, version: int) -> slice | None:

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from tmkd_plugin.data.dataset import Augmentation, ImageDataset
+from tmkd_plugin.errors import InputError
 from tmkd_plugin.training.acceleration import Acceleration
+from tmkd_plugin.training.watched_teacher import description, replaced_forward
 from tmkd_plugin.version import __version__
 from tmkd_plugin.views import ViewSettings
 
@@ -80,13 +82,22 @@ def view_key(view: View) -> dict[str, Any]:
 
 
 def teacher_key(network: nn.Module) -> dict[str, str]:
-    """Identifies a network by its class, its structure and every parameter and buffer."""
-    kind = type(network)
+    """Identifies a network by its class, its structure, its modules' plain attributes and every parameter and buffer.
+
+    Raises:
+        InputError: A module's ``forward`` was replaced on the object, so that nothing says what it computes.
+    """
+    kind, replaced = type(network), replaced_forward(network)
+    if replaced is not None:
+        raise InputError(
+            f"The forward of '{replaced}' in the teacher ({kind.__name__}) was replaced on the object, and a teacher cache "
+            "can't tell what it computes. Override it in a class, or leave --teacher-cache out."
+        )
     tensors = [*network.named_parameters(), *network.named_buffers()]
     names = " ".join(name for name, _ in tensors)
     return {
         "network": f"{kind.__module__}.{kind.__qualname__}",
-        "structure_sha256": hashlib.sha256(f"{network}\n{names}".encode()).hexdigest(),
+        "structure_sha256": hashlib.sha256(f"{network}\n{names}\n{description(network)}".encode()).hexdigest(),
         "weights_sha256": _digest([tensor for _, tensor in tensors]),
     }
 
