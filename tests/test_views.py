@@ -1,8 +1,13 @@
 """Views against the equations written as loops in float64, and images against their pixels."""
 
+import contextlib
 import math
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import FrozenInstanceError
 
 import cv2
@@ -73,6 +78,18 @@ def high_frequency_view_by_loops(images, weight, size, sigma):
         pixel = float(images[b, c, y, x])
         view[b, c, y, x] = min(max(pixel + weight * (pixel - blurred), 0.0), 255.0)
     return view
+
+
+def status_of(child, seconds):
+    """Returns the exit status of a child process, which is killed if it takes longer."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 class TestEdgeView:
@@ -255,6 +272,27 @@ class TestMakeViews:
         monkeypatch.setattr(plane_parts.torch, "get_num_threads", lambda: threads)
         with pytest.raises(ZeroDivisionError):
             plane_parts.over_parts(np.zeros((4, 4, 4)), lambda part: 1 // 0)
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+    @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+    def test_a_child_forked_while_a_thread_makes_views_makes_views_too(self, monkeypatch):
+        monkeypatch.setattr(plane_parts, "PIXELS_PER_PART", 1)
+        monkeypatch.setattr(plane_parts.torch, "get_num_threads", lambda: 2)
+        planes, at_work, done = np.zeros((4, 4, 4)), threading.Event(), threading.Event()
+        thread = threading.Thread(target=plane_parts.over_parts, args=(planes, lambda _: at_work.set() or done.wait()))
+        thread.start()
+        try:
+            at_work.wait()
+            child = os.fork()
+            if child == 0:
+                with contextlib.suppress(BaseException):  # nothing of this process's tests goes on in the child
+                    plane_parts.over_parts(planes, lambda _: None)
+                    os._exit(0)
+                os._exit(1)
+        finally:
+            done.set()
+            thread.join()
+        assert status_of(child, seconds=20) == 0
 
     def test_large_planes_are_found_one_by_one_with_the_same_edges(self, monkeypatch):
         images = torch.cat([photographs(224), random_pixels(1, 3, 224, 224)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -51,6 +52,16 @@ def over_parts(planes: Planes, work: Callable[[slice], None]) -> None:
 
 
 _opencv_threads = threading.Lock()
+
+
+def _new_lock() -> None:
+    """A forked child has no thread that would ever let go of a lock that was held when it was forked."""
+    global _opencv_threads
+    _opencv_threads = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_new_lock)
 
 
 @contextlib.contextmanager
