@@ -14,6 +14,7 @@ from tmkd_plugin.fusion import fuse_nests
 from tmkd_plugin.labels import check_labels, select_rows
 from tmkd_plugin.model_output import SUBSTITUTE, ModelOutput
 from tmkd_plugin.multi_view_teacher import MultiViewTeacher, PerView
+from tmkd_plugin.stand_in import replaced_attributes
 
 
 class TeacherInterception:
@@ -51,16 +52,13 @@ class TeacherInterception:
         self._last: tuple[PerView, Tensor] | None = None
         self._features: list[tuple[Any, list[Any], Tensor]] = []
         self._rows_are_known = False
-        self._replaced: dict[str, Any] = {}
+        self._before: dict[str, Any] = {}
 
     @contextlib.contextmanager
     def active(self) -> Iterator[TeacherInterception]:
         """Answers for the teacher inside the block."""
-        self._install()
-        try:
+        with replaced_attributes(self.teacher, self._answers()) as self._before:
             yield self
-        finally:
-            self._remove()
 
     def first_call(self) -> tuple[PerView, Tensor]:
         """Returns what the teacher said of each view in its first call of the step, and the labels of that call's images.
@@ -171,19 +169,18 @@ class TeacherInterception:
     @contextlib.contextmanager
     def _paused(self) -> Iterator[None]:
         """Lets the teacher answer for itself; an enhancer around this one learns that the rows are those of its batch."""
-        self._remove()
-        outer = getattr(self.teacher.__dict__.get("forward"), "__self__", None)
-        outer = outer if isinstance(outer, TeacherInterception) else None
-        try:
-            if outer is not None:
-                outer._rows_are_known = True
-            yield
-        finally:
-            if outer is not None:
+        with replaced_attributes(self.teacher, self._before):
+            outer = getattr(self.teacher.__dict__.get("forward"), "__self__", None)
+            if not isinstance(outer, TeacherInterception):
+                yield
+                return
+            outer._rows_are_known = True
+            try:
+                yield
+            finally:
                 outer._rows_are_known = False
-            self._install()
 
-    def _install(self) -> None:
+    def _answers(self) -> dict[str, Any]:
         answers: dict[str, Any] = {"forward": self._forward, SUBSTITUTE: self}
         # `module.compile()` hides `forward` behind this attribute.
         if self.teacher._compiled_call_impl is not None:
@@ -191,21 +188,7 @@ class TeacherInterception:
         for name, answer in (("forward_features", self._forward_features), ("forward_head", self._forward_head)):
             if callable(getattr(self.teacher, name, None)):
                 answers[name] = answer
-        attributes = self.teacher.__dict__
-        self._replaced = {name: attributes.get(name, _ABSENT) for name in answers}
-        attributes.update(answers)
-
-    def _remove(self) -> None:
-        attributes = self.teacher.__dict__
-        for name, before in self._replaced.items():
-            if before is _ABSENT:
-                attributes.pop(name, None)
-            else:
-                attributes[name] = before
-        self._replaced = {}
-
-
-_ABSENT = object()
+        return answers
 
 
 def _split_images(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:

@@ -8,25 +8,32 @@ from typing import Any
 
 from torch import nn
 
-_ABSENT = object()
+ABSENT: Any = object()
+"""Stands for an attribute that an object does not have."""
 
 
 @contextlib.contextmanager
-def replaced_attributes(network: nn.Module, answers: Mapping[str, Any]) -> Iterator[None]:
+def replaced_attributes(network: nn.Module, answers: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Gives a network object other attributes inside the block; its class and its copies keep theirs.
 
     Args:
         network: The network.
-        answers: What stands for each attribute, such as ``forward``.
+        answers: What stands for each attribute, such as ``forward``; ``ABSENT`` takes it away.
+
+    Yields:
+        What stood there before, in the form of ``answers``.
     """
-    attributes = network.__dict__
-    before = {name: attributes.get(name, _ABSENT) for name in answers}
-    attributes.update(answers)
+    before = {name: network.__dict__.get(name, ABSENT) for name in answers}
+    _set(network, answers)
     try:
-        yield
+        yield before
     finally:
-        for name, value in before.items():
-            if value is _ABSENT:
-                attributes.pop(name, None)
-            else:
-                attributes[name] = value
+        _set(network, before)
+
+
+def _set(network: nn.Module, values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        if value is ABSENT:
+            network.__dict__.pop(name, None)
+        else:
+            network.__dict__[name] = value

@@ -22,7 +22,7 @@ from tmkd_plugin.errors import InputError, RunError, is_storage_error
 from tmkd_plugin.text_cache import default_cache_dir
 from tmkd_plugin.text_teacher import TextEmbeddings
 from tmkd_plugin.training.acceleration import Acceleration
-from tmkd_plugin.training.arm_memory import arm_bytes, fits, free_bytes
+from tmkd_plugin.training.arm_memory import SHARE, arm_bytes, fits, free_bytes
 from tmkd_plugin.training.checkpoint import Checkpoints
 from tmkd_plugin.training.distributed import Processes
 from tmkd_plugin.training.files import remove_temporary_files, write_bytes
@@ -120,7 +120,7 @@ def train_cells(
         def on_failure(name: str, error: Exception, failed: dict[str, Cell] = failed) -> None:
             failed[name] = _failure(named[name], error, say, writes, processes)
 
-        group = _next_group(preparation, left, teachers, text, device, processes, on_failure)
+        group = _next_group(preparation, left, teachers, text, device, processes, on_failure, say)
         checkpoints = {
             name: Checkpoints(left[name].folder, left[name].identity, every_seconds=checkpoint_seconds, say=say)
             for name in group
@@ -171,6 +171,7 @@ def _next_group(
     device: str,
     processes: Processes | None,
     on_failure: Callable[[str, Exception], None],
+    say: Callable[[str], None],
 ) -> dict[str, nn.Module]:
     """Builds the distillers of the first runs, as many as may train side by side."""
     experiment = preparation.configuration.experiment
@@ -188,9 +189,13 @@ def _next_group(
             teacher = teachers[job.arm]
             if limit > 1:
                 teacher.to(device)  # before it is copied: moving a copy would give it tensors of its own
-            distiller = build_distiller(preparation, job.arm, teacher, text, job.seed, shares_teacher=limit > 1)
+            distiller = build_distiller(preparation, job.arm, teacher, text, job.seed, side_by_side=limit > 1)
             total += arm_bytes(distiller)
             if built and not fits(total, free):
+                say(
+                    f"{len(built)} of {len(jobs)} arms train side by side now: what one more keeps would not fit into "
+                    f"{SHARE:.0%} of the {free / 1e9:.1f} GB that are free (--arms-at-once N takes N)"
+                )
                 break
             built[name] = distiller
     return built

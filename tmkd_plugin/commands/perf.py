@@ -11,7 +11,7 @@ from tmkd_plugin.commands.parser import whole_number
 EXAMPLES = """\
 examples:
   tmkd perf
-      everything, five to six minutes on two cores; leave the machine alone meanwhile
+      everything, about seven minutes on 2 cores; leave the machine alone meanwhile
   tmkd perf --only step,lockstep --threads 2
       two parts of it
   tmkd perf --cpu-time --threads 1

@@ -6,27 +6,30 @@ import math
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from tmkd_plugin.training.group_memory import free_in_groups
+from tmkd_plugin.training.isolation import shares_teacher
 
 SHARE = 0.5
 """The share of the free memory that arms may take; the rest is for activations, batches and whatever else runs."""
 _COPIES_OF_A_WEIGHT = 4
 """Weight, gradient, momentum and the best epoch's copy."""
-_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-_USES = ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes")
 
 
 def arm_bytes(distiller: nn.Module) -> int:
     """Returns the bytes that an arm keeps between its steps; activations are there in one arm at a time.
 
     Args:
-        distiller: What it trains; its teacher is not counted, since arms share its tensors.
+        distiller: What it trains; its teacher counts only where the arm has one of its own, since the others share its tensors.
     """
     teacher = getattr(distiller, "teacher", None)
-    of_teacher = set()
+    of_teacher: dict[int, Tensor] = {}
     if isinstance(teacher, nn.Module):
-        of_teacher = {id(tensor) for tensor in (*teacher.parameters(), *teacher.buffers())}
+        of_teacher = {id(tensor): tensor for tensor in (*teacher.parameters(), *teacher.buffers())}
     total = 0
+    if not shares_teacher(distiller):
+        total += sum(tensor.numel() * tensor.element_size() for tensor in of_teacher.values())
     for tensor in {id(tensor): tensor for tensor in (*distiller.parameters(), *distiller.buffers())}.values():
         if id(tensor) not in of_teacher:
             copies = _COPIES_OF_A_WEIGHT if tensor.requires_grad else 2
@@ -40,8 +43,7 @@ def free_bytes(device: str | torch.device) -> float:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return float(free)
-    of_machine, of_group = _of_machine(), _of_group()
-    return min(of_machine, of_group)
+    return min(_of_machine(), free_in_groups())
 
 
 def fits(arms: float, free: float) -> bool:
@@ -57,14 +59,4 @@ def _of_machine() -> float:
                 return float(value.split()[0]) * 1024
     except (OSError, ValueError):
         pass
-    return math.inf
-
-
-def _of_group() -> float:
-    """Returns what a container's limit leaves."""
-    for limit, used in zip(_LIMITS, _USES, strict=True):
-        try:
-            return float(Path(limit).read_text(encoding="ascii")) - float(Path(used).read_text(encoding="ascii"))
-        except (OSError, ValueError):  # no limit is written as a word
-            continue
     return math.inf

@@ -22,9 +22,8 @@ from tmkd_plugin.errors import InputError
 from tmkd_plugin.model_output import LISTENERS
 from tmkd_plugin.nested import leaves, map_leaves
 from tmkd_plugin.randomness import forked_random_state
+from tmkd_plugin.stand_in import replaced_attributes
 from tmkd_plugin.training.distributed import Processes
-
-_ABSENT = object()
 
 
 def share_sizes(images: int, processes: int) -> list[int]:
@@ -63,16 +62,10 @@ class ShardedForward:
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
         """Answers for the network inside the block."""
-        attributes = self.network.__dict__
-        names = ("forward",) if self._compiled is None else ("forward", "_compiled_call_impl")
-        before = {name: attributes.get(name, _ABSENT) for name in names}
-        self._own_forward = before["forward"]
-        attributes.update(dict.fromkeys(names))
-        attributes["forward"] = self
-        try:
+        answers = {"forward": self} if self._compiled is None else {"forward": self, "_compiled_call_impl": None}
+        with replaced_attributes(self.network, answers) as before:
+            self._own_forward = before["forward"]
             yield
-        finally:
-            _restore(attributes, before)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the network on the own share; returns what it says of all images, with gradient."""
@@ -98,12 +91,8 @@ class ShardedForward:
     def _call(self, *args: Any, **kwargs: Any) -> Any:
         if self._compiled is None:
             return self._run(*args, **kwargs)
-        attributes = self.network.__dict__
-        _restore(attributes, {"forward": self._own_forward})
-        try:
+        with replaced_attributes(self.network, {"forward": self._own_forward}):
             return self._compiled(*args, **kwargs)
-        finally:
-            attributes["forward"] = self
 
     def _own_draws(self) -> contextlib.AbstractContextManager[None]:
         """Gives dropout other draws in each share; the global generator goes on alike everywhere."""
@@ -152,11 +141,3 @@ def _rows_of_images(network: nn.Module, arguments: Sequence[Any]) -> int:
             f"{type(network).__name__} was called without a tensor of images, so its work can't be divided over processes."
         )
     return images.shape[0]
-
-
-def _restore(attributes: dict[str, Any], before: dict[str, Any]) -> None:
-    for name, value in before.items():
-        if value is _ABSENT:
-            attributes.pop(name, None)
-        else:
-            attributes[name] = value

@@ -57,8 +57,9 @@ class ArmResult:
         best: The epoch with the highest validation top-1, the earliest of equals.
         last: The last epoch.
         history: One record an epoch, as in ``history.jsonl``.
-        seconds: Wall time that the arm takes alone: its own steps and evaluations, and the making of the batches. It is
-            no function of the seed, and stands in no file that a run writes.
+        seconds: Wall time of the arm's own steps and evaluations, and of the making of the batches, which all arms share. What
+            arms that train side by side share in a step, such as the teacher's passes, counts for the first one that needs it.
+            It is no function of the seed, and stands in no file that a run writes.
     """
 
     best: EpochScores

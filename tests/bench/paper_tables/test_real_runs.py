@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
 import torch
+from torch import nn
 
+from tmkd_plugin.batch_memory import MEMORY
 from tmkd_plugin.bench.command import run_comparison
-from tmkd_plugin.bench.paper_tables import command
+from tmkd_plugin.bench.paper_tables import command, measuring
 from tmkd_plugin.bench.paper_tables.definitions import load_scales
 from tmkd_plugin.bench.paper_tables.execution import finished_results
 from tmkd_plugin.bench.paper_tables.measuring import measure
 from tmkd_plugin.bench.paper_tables.planning import Request, plan_table
 from tmkd_plugin.bench.paper_tables.schema import TableSpec
+from tmkd_plugin.errors import InputError
 
 TABLE = {
     "table": 3,
@@ -86,6 +90,59 @@ def test_measured_bytes_are_those_on_disk(tiny, options, tmp_path):
         folder = planned.runs / arm.folder / "seed0"
         written = sum(path.stat().st_size for path in folder.iterdir())
         assert written == pytest.approx(found.run_bytes[arm.name], rel=0.1)
+
+
+@pytest.fixture
+def measured_teachers(tiny, tmp_path, monkeypatch):
+    """Measures the tiny table with settings of one's own; calls a function with the teachers of its arms as they train."""
+
+    def run(look, **assignments):
+        @contextlib.contextmanager
+        def training(distillers):
+            with shared_teachers(distillers) as forget:
+                teachers = [distiller.teacher for distiller in distillers if hasattr(distiller, "teacher")]
+                if teachers:
+                    look(teachers)
+                yield forget
+
+        shared_teachers = measuring.shared_teachers
+        with monkeypatch.context() as patch:
+            patch.setattr(measuring, "shared_teachers", training)
+            scales = command.load_scales()
+            request = Request("smoke", tmp_path / "out", {"seeds": [0]}, assignments, lambda dataset, settings: None)
+            (planned,) = plan_table(tiny, scales, scales.scales["smoke"], request)
+            return measure(planned.comparisons[0].configuration, planned.arms, None, tmp_path / "cache")
+
+    return run
+
+
+def test_arms_are_measured_with_a_shared_teacher_where_the_device_holds_copies(measured_teachers, monkeypatch):
+    on_the_device = {}
+
+    def move(module, device):
+        def moved(tensor):
+            there = tensor if tensor.data_ptr() in on_the_device else tensor.clone()
+            return on_the_device.setdefault(there.data_ptr(), there)
+
+        return module._apply(moved)
+
+    monkeypatch.setattr(nn.Module, "to", move)
+    shared = []
+    measured_teachers(lambda teachers: shared.extend(MEMORY in vars(teacher) for teacher in teachers))
+    assert shared == [True] * 3
+
+
+def test_arms_are_measured_in_the_precision_and_the_parts_in_which_they_train(measured_teachers):
+    seen = set()
+
+    def look(teachers):
+        for teacher in teachers:
+            teacher.conv1.register_forward_hook(lambda module, args, output: seen.add((len(output), output.dtype)))
+
+    measured_teachers(look, teacher_batch=3, precision="bf16")
+    assert seen == {(3, torch.bfloat16), (2, torch.bfloat16)}  # of 20
+    with pytest.raises(InputError, match="precision=fp16 needs a GPU"):
+        measured_teachers(look, precision="fp16")
 
 
 def test_without_the_data_sets_the_official_sizes_are_taken(tiny, options, tmp_path):

@@ -301,6 +301,13 @@ def test_what_can_not_be_measured_stops_nothing(bench, options, capsys):
     assert "5 group(s) not counted" in printed
 
 
+def test_a_folder_that_is_a_file_is_refused(bench, measured, options, tmp_path):
+    file = tmp_path / "table.md"
+    file.touch()
+    with pytest.raises(InputError, match=r"table\.md can't be written to: .* Choose another one with --out"):
+        make_table(options(dry_run=True, out=file), run=bench.run, measure_arms=measured)
+
+
 def test_a_measurement_is_made_once(bench, measured, options):
     calls = []
 

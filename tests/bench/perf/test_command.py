@@ -12,6 +12,7 @@ import torch
 from tmkd_plugin.bench.perf import command
 from tmkd_plugin.bench.perf.command import PARTS, Options, check_parts, run_perf
 from tmkd_plugin.bench.perf.figure import judged_figure
+from tmkd_plugin.cli import main
 from tmkd_plugin.commands import perf
 from tmkd_plugin.commands.parser import Parser
 from tmkd_plugin.errors import InputError, RunError
@@ -93,6 +94,18 @@ def test_what_was_measured_before_a_part_failed_is_there(monkeypatch: pytest.Mon
 def test_the_part_for_gpus_alone_needs_one(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="give --device cuda"):
         run_perf(Options(tmp_path, ("gpu",)))
+
+
+def test_a_folder_that_can_not_be_written_to_is_refused_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran = fake_parts(monkeypatch, {"views": 0.9})
+    file = tmp_path / "perf.json"
+    file.write_text("{}")
+    for out in (file, file / "inside"):
+        assert main(["perf", "--only", "views", "--out", str(out)]) == 2
+        assert "Choose another one with --out" in capsys.readouterr().err
+    assert ran == []
 
 
 def test_cpu_time_is_said_and_is_not_for_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -76,6 +76,13 @@ def test_the_arms_own_steps_are_what_the_teachers_passes_leave() -> None:
     assert {f.name.split(",")[0]: f.value.median for f in lockstep(70.0, 50.0)}["an arm's own step"] == 0
 
 
+def test_notes_count_the_passes_and_the_arms_that_were_measured() -> None:
+    times = {"teacher": [4.0], "student": [1.0], "alone": [90.0], "together": [24.0]}
+    limit, own = [figure.note for figure in judge_lockstep(PAIR, 3, times)[:2]]
+    assert "(12T + 6S) / (3T + 6S)" in limit
+    assert "what the 6 arms take beyond 12T counts" in own
+
+
 def test_views_have_to_reach_nine_tenths_of_the_bare_loop() -> None:
     kept, ours, bare = judge_views(32, 16, {"ours": [0.010], "bare": [0.0091]})
     assert kept.value.median == pytest.approx(0.91)

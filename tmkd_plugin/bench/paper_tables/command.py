@@ -12,6 +12,7 @@ import torch
 
 from tmkd_plugin.baselines import baseline_class
 from tmkd_plugin.bench.command import run_comparison
+from tmkd_plugin.bench.output import check_writable
 from tmkd_plugin.bench.paper_tables.definitions import load_scales, load_table, scale_named
 from tmkd_plugin.bench.paper_tables.document import Document, data_of, document_of
 from tmkd_plugin.bench.paper_tables.estimate import Measure, estimate_group, estimate_lines
@@ -89,6 +90,7 @@ def make_table(options: TableOptions, *, run: RunComparison = run_comparison, me
     planned = {plan.group.name: plan for plan in plan_table(table, scales, scale, request)}
     for group in planned.values():
         check_same_version(group)
+    check_writable(out)
     _say_plan(options, scales, planned, out, measure_arms)
     if options.dry_run:
         return DONE

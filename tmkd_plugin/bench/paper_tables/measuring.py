@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tmkd_plugin.bench.arms import ArmSpec, Plan
+from tmkd_plugin.bench.cell import acceleration_of
 from tmkd_plugin.bench.configuration import SMALL_CLIP, Configuration
 from tmkd_plugin.bench.distillers import build_distiller
 from tmkd_plugin.bench.paper_tables.messages import first_sentence
@@ -23,6 +24,7 @@ from tmkd_plugin.data.batches import Batch, batch_bounds
 from tmkd_plugin.errors import InputError
 from tmkd_plugin.randomness import generator_for
 from tmkd_plugin.text_teacher import TextEmbeddings
+from tmkd_plugin.training.acceleration import Acceleration
 from tmkd_plugin.training.arm import Arm, head_weights
 from tmkd_plugin.training.metrics import evaluate
 from tmkd_plugin.training.settings import TrainingSettings
@@ -95,13 +97,17 @@ def measure(
     blank = torch.ones(len(VIEW_NAMES), dataset.num_classes, width)
     text = TextEmbeddings(blank, "per view", "blank", views=VIEW_NAMES)
     teacher = build_network(experiment.teacher, dataset.num_classes, image_size=dataset.image_size).eval()
+    teacher.to(experiment.device)  # before it is copied: moving a copy would give it tensors of its own
     shared, distillers, building = experiment.arms_at_once != 1 and experiment.compile is None, {}, {}
     for arm in arms:
         start = time.perf_counter()
         shares = shared and arm.control != "rgb_teacher"
-        distillers[arm.name] = build_distiller(preparation, arm, teacher, text, seed=0, shares_teacher=shares)
+        distillers[arm.name] = build_distiller(preparation, arm, teacher, text, seed=0, side_by_side=shares)
         building[arm.name] = time.perf_counter() - start
-    seconds = _steps_seconds(distillers, dataset, sizes, training, experiment.device)
+    # Not compiled: that takes minutes for each arm, and none of them says how long a step is.
+    acceleration = dataclasses.replace(acceleration_of(experiment), compile=None)
+    acceleration.check(experiment.device)
+    seconds = _steps_seconds(distillers, dataset, sizes, training, experiment.device, acceleration=acceleration)
     evaluation: float | None = None  # of a student, alike in every arm
     for name, distiller in distillers.items():
         student = distiller.student
@@ -175,16 +181,19 @@ def _steps_seconds(
     sizes: Sizes,
     settings: TrainingSettings,
     device: str,
+    *,
     views: str = "rgb",
+    acceleration: Acceleration | None = None,
 ) -> dict[str, float]:
     """Returns the seconds of all steps of each distiller's training, side by side with the others."""
     steps = len(batch_bounds(sizes.train, settings.batch_size))
-    arms = [
-        Arm(name, distiller, settings, seed=0, steps_per_epoch=steps, device=device)
-        for name, distiller in distillers.items()
-    ]
-    for arm in arms:
-        arm.begin_epoch(1)
+    acceleration, arms = acceleration or Acceleration(), []
+    for name, distiller in distillers.items():
+        acceleration.apply(distiller.to(device))
+        arms.append(
+            Arm(name, distiller, settings, seed=0, steps_per_epoch=steps, device=device, acceleration=acceleration)
+        )
+        arms[-1].begin_epoch(1)
     batches, seconds = _batches(dataset, settings, views), dict.fromkeys(distillers, 0.0)
     with shared_teachers(list(distillers.values())) as forget:
         for _ in range(MEASURED_STEPS):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from tmkd_plugin.bench.output import check_writable
 from tmkd_plugin.bench.perf.figure import Figure
 from tmkd_plugin.bench.perf.gpu import gpu_figures
 from tmkd_plugin.bench.perf.lockstep import lockstep_figures
@@ -81,7 +82,7 @@ def run_perf(options: Options) -> int:
     """Measures, prints and writes; returns 0, or 1 if a limit was missed.
 
     Raises:
-        InputError: The device can't be used.
+        InputError: The device can't be used, or the folder can't be written to.
     """
     from rich.console import Console
 
@@ -91,6 +92,7 @@ def run_perf(options: Options) -> int:
     parts = [name for name in options.parts if name != "gpu" or device.type == "cuda"]
     if not parts:
         raise InputError("The part 'gpu' measures a GPU: give --device cuda with it.")
+    check_writable(options.out)
     use_threads(options.threads)
     conditions = Conditions(QUICK if options.quick else FULL, device, options.repeats, options.cpu_time)
     progress = Console(stderr=True)

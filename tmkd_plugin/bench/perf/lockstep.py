@@ -74,7 +74,7 @@ def judge_lockstep(pair: Pair, baselines: int, times: Times) -> list[Figure]:
             f"the same by counting passes with the arms' own steps, {pair}",
             "x",
             by_own,
-            "what the ten take beyond 20T counts as the arms' own, so also what their passes cost beyond T",
+            f"what the {arms} arms take beyond {passes}T counts as their own, so also what their passes cost beyond T",
         ),
         plain_figure("lockstep", f"T, the teacher's forward pass, {pair}", "ms", _milliseconds(times["teacher"])),
         plain_figure(
