@@ -28,7 +28,7 @@ TABLE_OPTIONS = --scale '$(SCALE)' $(call option,PAIRS,pairs) $(call option,DATA
 .PHONY: help bench table report teacher-report robustness perf regress teachers teacher verify-teachers text-cache test fuzz lint format install clean
 
 help:
-	@echo 'make bench BASELINE=kd    compare the baseline with the baseline + TMKD (variables: README.md)'
+	@echo 'make bench BASELINE=kd    compare the baseline with the baseline + TMKD (ENHANCER=tmkd,richkd ...: README.md)'
 	@echo 'make table TABLE=2         a table of the paper (SCALE=smoke, small or paper)'
 	@echo 'make report               one HTML page of the newest comparison, or of RUN=folder'
 	@echo 'make teacher-report RUN=folder   calibration of the teachers and students of a comparison'

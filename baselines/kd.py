@@ -23,10 +23,11 @@ class KD(Distiller):
         input_size: See :class:`Distiller`.
         temperature: See ``SETTINGS``, as for all that follow.
         ce_weight: Weight of the cross-entropy.
-        kd_weight: Weight of the KL divergence.
+        kd_weight: Weight of the KL divergence; 0 leaves it out.
     """
 
-    has_logit_kl: ClassVar[bool] = True
+    has_logit_kl = True
+    LOGIT_KL_WEIGHT = "kd_weight"
     SETTINGS: ClassVar[dict[str, Setting]] = {
         "temperature": Setting(
             4.0,
@@ -57,13 +58,13 @@ class KD(Distiller):
         self.temperature = temperature
         self.ce_weight = ce_weight
         self.kd_weight = kd_weight
+        self.has_logit_kl = kd_weight > 0
 
     def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """See :meth:`Distiller.forward`."""
         student = self.read_student(images)
         teacher = self.read_teacher(images)
-        terms = {
-            "cross_entropy": self.ce_weight * cross_entropy(student.logits, labels),
-            "logit_kl": self.kd_weight * kd_loss(student.logits, teacher.logits, self.temperature),
-        }
+        terms = {"cross_entropy": self.ce_weight * cross_entropy(student.logits, labels)}
+        if self.kd_weight:
+            terms["logit_kl"] = self.kd_weight * kd_loss(student.logits, teacher.logits, self.temperature)
         return total(student.logits, terms)

@@ -90,7 +90,7 @@ class TeKAP(Distiller):
         input_size: See :class:`Distiller`.
         temperature: See ``SETTINGS``, as for all that follow.
         ce_weight: Weight of the cross-entropy.
-        tekap_weight: Weight of the distillation loss.
+        tekap_weight: Weight of the distillation loss; 0 leaves it out.
         n_augmented: Number of augmented teachers.
         noise_mix: Share of the noise.
         augmented_weight: Weight of an augmented teacher.
@@ -105,7 +105,8 @@ class TeKAP(Distiller):
         seed: Seed of the noise, and of the feature level's projections and negatives.
     """
 
-    has_logit_kl: ClassVar[bool] = True
+    has_logit_kl = True
+    LOGIT_KL_WEIGHT = "tekap_weight"
     SETTINGS: ClassVar[dict[str, Setting]] = {
         "temperature": Setting(
             4.0, "official code (TeKAP train_student.py --kd_T)", "T > 0 that softens all distributions"
@@ -123,7 +124,7 @@ class TeKAP(Distiller):
         ),
         "projection_width": Setting(128, _CRD, "width of the feature level's contrast, at least 1"),
         "negatives": Setting(16384, _CRD, "number of negatives of the feature level's contrast, at least 1"),
-        "contrast_temperature": Setting(0.07, _CRD, "temperature of the feature level's contrast, > 0"),
+        "contrast_temperature": Setting(0.07, _CRD, "temperature of the feature level's contrast, >= 0.015"),
         "memory_momentum": Setting(0.5, _CRD, "share of the old entry when the memory bank is updated, 0 to 1"),
         "bank_limit": Setting(
             65536, "ours", "most training samples with the exact memory bank; with more it is a queue"
@@ -172,6 +173,7 @@ class TeKAP(Distiller):
         self.temperature = temperature
         self.ce_weight = ce_weight
         self.tekap_weight = tekap_weight
+        self.has_logit_kl = tekap_weight > 0
         self.n_augmented = n_augmented
         self.noise_mix = noise_mix
         self.augmented_weight = augmented_weight
@@ -194,20 +196,18 @@ class TeKAP(Distiller):
         """
         student = self.read_student(images)
         teacher = self.read_teacher(images)
-        distillation = tekap_loss(
-            student.logits,
-            teacher.logits,
-            self.temperature,
-            n_augmented=self.n_augmented,
-            noise_mix=self.noise_mix,
-            augmented_weight=self.augmented_weight,
-            generator=generator_for(self.seed, _PURPOSE, self.step),
-            reduce=self.reduce,
-        )
-        terms = {
-            "cross_entropy": self.ce_weight * cross_entropy(student.logits, labels),
-            "tekap": self.tekap_weight * distillation,
-        }
+        terms = {"cross_entropy": self.ce_weight * cross_entropy(student.logits, labels)}
+        if self.tekap_weight:
+            terms["tekap"] = self.tekap_weight * tekap_loss(
+                student.logits,
+                teacher.logits,
+                self.temperature,
+                n_augmented=self.n_augmented,
+                noise_mix=self.noise_mix,
+                augmented_weight=self.augmented_weight,
+                generator=generator_for(self.seed, _PURPOSE, self.step),
+                reduce=self.reduce,
+            )
         if self.features is not None:
             of_student = present(student.pooled_features, "the student's pooled features")
             of_teacher = present(teacher.pooled_features, "the teacher's pooled features")

@@ -67,7 +67,6 @@ def test_by_hand():
     assert brier(answers) == pytest.approx(2 * np.mean([0.1**2, 0.7**2, 0.35**2, 0.05**2]))
     shares = confident_shares(answers, 0.7)
     assert (shares.confident_correct, shares.confident_wrong, shares.unsure) == (0.5, 0.25, 0.25)
-    assert shares.unsure_correct == 0.25
 
 
 def test_a_bin_holds_its_upper_end():
@@ -161,7 +160,7 @@ def test_holds_of_any_logits(answers, bins, random):
     assert sizes.max() - sizes.min() <= 1
     shares = confident_shares(answers, 0.6)
     assert shares.confident_correct + shares.confident_wrong + shares.unsure == pytest.approx(1)
-    assert shares.confident_correct + shares.unsure_correct == pytest.approx(top1(answers))
+    assert shares.confident_correct <= top1(answers) + 1e-12
 
 
 @settings(max_examples=150, deadline=None)
@@ -199,10 +198,17 @@ def test_temperature_is_found_again(truth):
 def test_no_best_temperature():
     right = fit_temperature(of_probabilities([[0.6, 0.4], [0.2, 0.8]], [0, 1]))
     assert (right.temperature, right.nll_before) == (1, right.nll_after)
-    assert "every validation image is right" in str(right.reason)
+    assert str(right.reason).startswith("on no validation image is a class above the true one")
     wrong = fit_temperature(of_probabilities([[0.6, 0.4], [0.2, 0.8]], [1, 0]))
     assert wrong.temperature == 1
-    assert "uniform guess" in str(wrong.reason)
+    assert "no better than a uniform guess" in str(wrong.reason)
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_equal_logits_are_a_uniform_guess_whichever_class_is_the_true_one(label):
+    fit = fit_temperature(answers_of(np.full((4, 3), 2.0), np.full(4, label)))
+    assert fit.temperature == 1
+    assert "no better than a uniform guess" in str(fit.reason)
 
 
 def test_profiles_by_hand():

@@ -35,6 +35,8 @@ def test_help_names_every_option_its_default_and_examples(capsys):
     ):  # fmt: skip
         assert f"  {option} " in text
     assert "(default: kd)" in text
+    for enhancer in ("richkd", "tmkd,richkd", "tmkd+richkd", "none"):
+        assert f"{enhancer}:" in text
     assert "examples:" in text
     assert "exit codes:" in text
 
@@ -103,6 +105,9 @@ def test_misspelt_commands_and_options(words, message, capsys):
         (["--baseline", "json:Nothing"], "Unknown class in json 'Nothing'"),
         (["--baseline", "no_such_module:Mine"], "no module 'no_such_module'"),
         (["--enhancer", "tmdk"], "Did you mean 'tmkd'?"),
+        (["--enhancer", "none,richkd"], "every baseline is trained alone too; leave 'none' out, or give it alone"),
+        (["--enhancer", "richkd,"], "--enhancer 'richkd,': a name is missing. Expected names with commas"),
+        (["--enhancer", "tmkd+"], "--enhancer 'tmkd+': a name is missing"),
         (["--dataset", "digitz"], "Did you mean 'digits'?"),
         (["--dataset", "./no/such/folder"], "There is no folder"),
         (["--teacher", "resnet200"], "teacher: Unknown network 'resnet200'. Did you mean 'resnet20'?"),

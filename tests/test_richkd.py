@@ -35,6 +35,7 @@ RECORDING = Path(__file__).parent / "recordings" / "contrastive" / "richkd_b8_c1
 NAMES = ["heron", "tern", "wren", "jay"]
 LABELS = torch.tensor([0, 1, 2, 3, 1])
 IDS = torch.tensor([7, 3, 0, 9, 4])
+TEXT = F.normalize(torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(8)), dim=-1)
 SMALL = {"projection_width": 8, "negatives": 5, "queue_size": 20}
 
 
@@ -143,6 +144,38 @@ def test_a_logit_kl_is_added_where_the_distiller_has_none() -> None:
     own = RKD(*networks())(images(), LABELS)
     assert torch.equal(out["rkd"], own["rkd"]), "its features are the teacher's own"
     assert "logit_kl_of_RichKDEnhancer" in enhanced(logit_weight=1.0)(images(), LABELS)
+
+
+@pytest.mark.parametrize(
+    "distiller",
+    [
+        lambda: KD(*networks(), kd_weight=0),
+        lambda: TeKAP(*networks(), tekap_weight=0),
+        lambda: TMKDEnhancer(RKD(*networks()), NAMES, text=TEXT, logit_weight=0),
+        lambda: TMKDEnhancer(KD(*networks(), kd_weight=0), NAMES, text=TEXT, logit_weight=0),
+    ],
+)
+def test_a_logit_kl_is_added_where_the_distiller_s_own_has_no_weight(distiller: Callable[[], nn.Module]) -> None:
+    enhancer = enhanced(distiller())
+    assert enhancer.heads.logit_weight == 3.0
+    assert [name for name in enhancer(images(), LABELS) if "logit_kl" in name] == ["logit_kl"]
+
+
+def test_no_second_logit_kl_is_added_around_an_enhancer_with_one() -> None:
+    for inner in (RKD(*networks()), KD(*networks())):
+        assert enhanced(TMKDEnhancer(inner, NAMES, text=TEXT)).heads.logit_weight == 0
+        assert enhanced(enhanced(inner)).heads.logit_weight == 0
+
+
+@pytest.mark.filterwarnings("ignore:Silent does not say")
+def test_what_nobody_knows_of_a_logit_kl_stays_unknown_around_an_enhancer() -> None:
+    class Silent(RKD):
+        has_logit_kl = None
+
+    for inner in (TMKDEnhancer(Silent(*networks()), NAMES, text=TEXT), enhanced(Silent(*networks()))):
+        assert inner.has_logit_kl is None
+        with pytest.warns(TmkdNotice, match=f"{type(inner).__name__} does not say"):
+            assert enhanced(inner).heads.logit_weight == 0
     student, teacher = networks()
     with pytest.warns(TmkdNotice, match="does not say"):
         enhanced(lambda x, y: F.cross_entropy(student(x), y) + teacher(x).sum() * 0, student=student, teacher=teacher)
@@ -175,6 +208,28 @@ def test_answers_computed_once_are_looked_up_by_id() -> None:
     with pytest.raises(InputError, match="none for the image with id 11"):
         enhancer(images(), LABELS, ids=torch.tensor([0, 1, 11, 2, 3]))
     assert not wants_ids(enhanced(feature_weight=0.0))
+
+
+def test_kept_answers_are_not_fused_with_other_images_logits() -> None:
+    class Flipped(nn.Module):
+        has_logit_kl = True
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.student, self.teacher = networks()
+
+        def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+            with torch.no_grad():
+                self.heard = self.teacher(images.flip(0))
+            return F.cross_entropy(self.student(images), labels)
+
+    settings = {"variant": "L", "logit_weight": 0.0}
+    with pytest.raises(InputError, match=r"differ from labels.*clip_images='augmented'"):
+        enhanced(Flipped(), clip=answers(), **settings)(images(), LABELS, ids=IDS, teacher_labels=LABELS.flip(0))
+    enhancer = enhanced(Flipped(), **settings)
+    enhancer(images(), LABELS, teacher_labels=LABELS.flip(0))
+    cosines = clip_model()((images().flip(0) * 255).round().byte()).cosines
+    torch.testing.assert_close(enhancer.distiller.heard, fused_logits(enhancer.teacher(images().flip(0)), cosines, 0.7))
 
 
 def test_every_part_trains_but_teacher_and_clip() -> None:

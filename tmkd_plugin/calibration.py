@@ -5,6 +5,7 @@ Everything is a function of logits (N, K) and labels (N,); a permutation of the 
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,11 +29,13 @@ class Answers:
     Attributes:
         logits: float64 (N, K).
         labels: int64 (N,) in [0, K).
+        predicted: int64 (N,), the class that the classifier names.
         log_probabilities: float64 (N, K), log-softmax of the logits.
     """
 
     logits: Floats
     labels: NDArray[np.int64]
+    predicted: NDArray[np.int64]
     log_probabilities: Floats
 
     @property
@@ -49,13 +52,13 @@ class Answers:
 
     @property
     def correct(self) -> NDArray[np.bool_]:
-        """Whether the class with the largest logit, the first of equal ones, is the true one, (N,)."""
-        found: NDArray[np.bool_] = self.logits.argmax(axis=1) == self.labels
+        """Whether the predicted class is the true one, (N,)."""
+        found: NDArray[np.bool_] = self.predicted == self.labels
         return found
 
     def at(self, temperature: float) -> Answers:
         """Returns the same answers with all logits divided by a temperature above 0; the predicted classes stay."""
-        return Answers(self.logits, self.labels, log_softmax(self.logits / temperature))
+        return dataclasses.replace(self, log_probabilities=log_softmax(self.logits / temperature))
 
 
 @dataclass(frozen=True)
@@ -84,12 +87,14 @@ class Reliability:
         return float((gaps * self.counts[filled]).sum() / self.counts.sum())
 
 
-def answers_of(logits: Any, labels: Any) -> Answers:
+def answers_of(logits: Any, labels: Any, predicted: Any = None) -> Answers:
     """Checks logits and labels and takes them to float64.
 
     Args:
         logits: (N, K) finite numbers, N and K at least 1.
         labels: (N,) whole numbers in [0, K).
+        predicted: (N,) whole numbers, the predicted classes, where the logits were rounded afterwards; ``None`` for the class
+            with the largest logit, the first of equal ones.
 
     Raises:
         InputError: With what was given and what is expected.
@@ -107,7 +112,8 @@ def answers_of(logits: Any, labels: Any) -> Answers:
         raise InputError(
             f"The labels must lie in [0, {values.shape[1] - 1}], but reach from {classes.min()} to {classes.max()}."
         )
-    return Answers(values, classes, log_softmax(values))
+    named = values.argmax(axis=1) if predicted is None else np.asarray(predicted, dtype=np.int64)
+    return Answers(values, classes, named, log_softmax(values))
 
 
 def log_softmax(logits: Floats) -> Floats:
@@ -208,19 +214,17 @@ def adaptive_ece(answers: Answers, n_bins: int = BINS) -> float:
 
 @dataclass(frozen=True)
 class ConfidentShares:
-    """Shares of the images, each 0 to 1; the first three add up to 1.
+    """Shares of the images, each 0 to 1; they add up to 1.
 
     Attributes:
         confident_correct: Right with a probability of at least the threshold.
         confident_wrong: Wrong with a probability of at least the threshold.
         unsure: The predicted class has a probability below the threshold.
-        unsure_correct: The right ones among the unsure, as a share of all images.
     """
 
     confident_correct: float
     confident_wrong: float
     unsure: float
-    unsure_correct: float
 
 
 def confident_shares(answers: Answers, threshold: float = CONFIDENT) -> ConfidentShares:
@@ -238,7 +242,6 @@ def confident_shares(answers: Answers, threshold: float = CONFIDENT) -> Confiden
         float((sure & right).mean()),
         float((sure & ~right).mean()),
         float((~sure).mean()),
-        float((~sure & right).mean()),
     )
 
 

@@ -33,8 +33,8 @@ def fit_temperature(validation: Answers) -> TemperatureFit:
 
     In the inverse temperature b the mean NLL, ``log Σ_k exp(b z_k) - b z_y``, is convex, and its slope
     ``Σ_k p_k z_k - z_y`` grows with b: the root of the slope is the one minimum, and Brent's method finds it to 12 digits.
-    There is no such root in two cases, and then the temperature stays 1: no image is wrong (the sharper the better, without
-    end), or even a uniform guess is better than what the logits say.
+    There is no such root in two cases, and then the temperature stays 1: no image has a class above its true one (the sharper
+    the better, without end), or at no temperature the logits are better than a uniform guess.
 
     Args:
         validation: What the classifier says of images that nothing is reported on.
@@ -43,10 +43,14 @@ def fit_temperature(validation: Answers) -> TemperatureFit:
     logits = validation.logits
     true = logits[np.arange(len(logits)), validation.labels]
     # The slope's limits for b -> 0 and b -> infinity.
-    if not (logits.max(axis=1) > true).any():
-        return TemperatureFit(1.0, before, before, "every validation image is right, so the sharper the better")
     if float((logits.mean(axis=1) - true).mean()) >= 0:
-        return TemperatureFit(1.0, before, before, "on the validation images a uniform guess is better than the logits")
+        return TemperatureFit(
+            1.0, before, before, "on the validation images the logits are no better than a uniform guess"
+        )
+    if not (logits.max(axis=1) > true).any():
+        return TemperatureFit(
+            1.0, before, before, "on no validation image is a class above the true one, so the sharper the better"
+        )
     temperature = 1 / _root(logits, true)
     after = nll(validation.at(temperature))
     if after >= before:  # 1 was the best, up to rounding

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tmkd_plugin.clip_teacher import ClipAnswers, ClipOutput, ClipTeacher
 from tmkd_plugin.errors import InputError
 from tmkd_plugin.interception import TeacherInterception
+from tmkd_plugin.labels import same_labels
 from tmkd_plugin.losses import at_least_float32
 from tmkd_plugin.model_output import ModelOutput, OutputReader
 from tmkd_plugin.multi_view_teacher import MultiViewTeacher, PerView
@@ -158,6 +159,16 @@ class CrossModalInterception(TeacherInterception):
     """Answers for a teacher with fused logits, also where a distiller asks for features and head apart."""
 
     multi_view: CrossModalTeacher
+
+    def _labels_of(self, images: Tensor) -> Tensor:
+        labels = super()._labels_of(images)
+        if self.multi_view.view.wants_ids and not same_labels(labels, self.labels):
+            raise InputError(
+                "teacher_labels= differ from labels, so the teacher's images are not those that ids= names in this order, and "
+                "CLIP's kept answers would be fused with other images' logits. Give both the same order, or let CLIP see "
+                "the teacher's own images: clip= a CLIP to run (clip_images='augmented')."
+            )
+        return labels
 
     def _forward_features(self, *args: Any, **kwargs: Any) -> Any:
         features = super()._forward_features(*args, **kwargs)

@@ -33,8 +33,11 @@ class Distiller(TeacherFreeState, ABC):
         InputError: A network can't be read, or their class counts differ.
     """
 
-    has_logit_kl: ClassVar[bool] = False
+    has_logit_kl: bool = False
     """Whether the method has a KL divergence of logits of its own, so that an enhancer need not add one."""
+
+    LOGIT_KL_WEIGHT: ClassVar[str | None] = None
+    """Name of the setting that weighs that divergence: an instance with 0 there has none."""
 
     SETTINGS: ClassVar[dict[str, Setting]] = {}
     """Every hyper-parameter of the method: its default, where that comes from and what it means."""

@@ -59,7 +59,6 @@ class TMKDEnhancer(TeacherEnhancer):
 
     TITLE: ClassVar[str] = "TMKD"
     GUIDE: ClassVar[str] = "text"
-    has_logit_kl: ClassVar[bool] = True
 
     heads: TMKDHeads
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tmkd_plugin.distiller_return import read_return, sum_of
 from tmkd_plugin.errors import InputError, TmkdNotice
 from tmkd_plugin.interception import TeacherInterception
-from tmkd_plugin.labels import check_labels, select_rows
+from tmkd_plugin.labels import check_labels, same_labels, select_rows
 from tmkd_plugin.model_output import ModelOutput, OutputReader
 from tmkd_plugin.multi_view_teacher import MultiViewTeacher, PerView
 from tmkd_plugin.optimiser_watch import OptimiserWatch
@@ -106,6 +106,11 @@ class TeacherEnhancer(TeacherFreeState):
     def num_classes(self) -> int:
         """Number of classes K."""
         return len(self.class_names)
+
+    @property
+    def has_logit_kl(self) -> bool | None:
+        """Whether a step has a KL of logits, added or the distiller's own; None where the distiller does not say."""
+        return True if self.heads.logit_weight else getattr(self.distiller, "has_logit_kl", None)
 
     def enhanced_step(
         self,
@@ -269,7 +274,7 @@ class TeacherEnhancer(TeacherFreeState):
 
     def check_pairing(self, labels: Tensor, teacher_labels: Tensor, advice: str) -> None:
         """Refuses to compare the student's rows with a teacher's that are of other images."""
-        if teacher_labels is labels or (teacher_labels.shape == labels.shape and torch.equal(teacher_labels, labels)):
+        if same_labels(teacher_labels, labels):
             return
         raise InputError(
             "teacher_labels= differ from labels, so the rows of the teacher and of the student are not the same images and "

@@ -36,6 +36,11 @@ def check_labels(labels: Tensor, batch_size: int, num_classes: int, *, values: b
         raise InputError(f"The labels have shape {tuple(labels.shape)}: {_EXPECTED}.")
 
 
+def same_labels(first: Tensor, second: Tensor) -> bool:
+    """Says whether two tensors of labels are equal."""
+    return first is second or (first.shape == second.shape and torch.equal(first, second))
+
+
 def select_rows(table: Tensor, labels: Tensor) -> Tensor:
     """Looks up one row for each sample: the row of its class, or the mean of all rows under its probabilities.
 

@@ -187,11 +187,6 @@ class RichKDEnhancer(TeacherEnhancer):
         return added
 
     @property
-    def has_logit_kl(self) -> bool:
-        """Whether a step has a KL of logits, so that an enhancer around this one need not add one."""
-        return bool(self.heads.logit_weight) or bool(getattr(self.distiller, "has_logit_kl", False))
-
-    @property
     def wants_ids(self) -> bool:
         """Whether CLIP's answers are looked up by ``ids=``; see also :func:`~tmkd_plugin.sample_ids.wants_ids`."""
         return self.multi_view.view.wants_ids

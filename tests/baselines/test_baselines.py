@@ -37,7 +37,17 @@ def test_settings_are_the_arguments_with_their_defaults(name):
 
 @every_baseline
 def test_logit_kl_is_declared(name):
-    assert baseline_class(name).has_logit_kl == (name in ("kd", "tekap"))
+    found = baseline_class(name)
+    assert found.has_logit_kl == (name in ("kd", "tekap"))
+    assert (found.LOGIT_KL_WEIGHT is not None) == found.has_logit_kl
+
+
+@pytest.mark.parametrize(("name", "weight"), [("kd", "kd_weight"), ("tekap", "tekap_weight")])
+def test_a_logit_kl_of_weight_0_is_none_and_not_computed(name, weight, student, teacher, batch):
+    assert build_baseline(name, student, teacher).has_logit_kl
+    without = build_baseline(name, student, teacher, **{weight: 0})
+    assert not without.has_logit_kl
+    assert set(without(*batch)) == {"loss", "output", "cross_entropy"}
 
 
 @every_baseline

@@ -17,10 +17,11 @@ from tmkd_plugin.bench.figures import drawing as style
 from tmkd_plugin.bench.figures.attention_maps import grad_cam
 from tmkd_plugin.bench.figures.drawing import Drawing, inline_svg, shown_name
 from tmkd_plugin.bench.figures.embedding import plane_of, separation
-from tmkd_plugin.bench.figures.finished_run import Predictions, newest_run, read_run
+from tmkd_plugin.bench.figures.finished_run import newest_run, read_run
 from tmkd_plugin.bench.figures.fusion_curves import by_epoch
 from tmkd_plugin.bench.figures.images import evenly_spaced, spread_over_classes
 from tmkd_plugin.bench.figures.logit_heat_map import summarise
+from tmkd_plugin.bench.predictions import Predictions
 from tmkd_plugin.commands import figures
 from tmkd_plugin.errors import InputError, TmkdNotice
 
@@ -119,7 +120,7 @@ def test_plane_is_the_same_each_time():
 def test_logits_are_averaged_as_written_out():
     draw = np.random.default_rng(4)
     logits, labels = draw.normal(size=(2, 9, 4)), np.array([0, 0, 1, 1, 1, 3, 3, 0, 1])
-    found = summarise([Predictions(np.arange(9), labels, each.astype(np.float32)) for each in logits])
+    found = summarise([Predictions(np.arange(9), labels, each.astype(np.float32), each.argmax(1)) for each in logits])
     true, margins = [], []
     for each in logits:
         for row, label in zip(each, labels, strict=True):

@@ -50,6 +50,11 @@ def test_the_control_takes_weight_and_temperature_from_the_enhancer(image_folder
     assert (control.weight, control.temperature) == (0.5, 2.0)
 
 
+def test_a_baseline_whose_logit_kl_has_no_weight_gets_one_and_the_control(image_folder, text_file, cache):
+    preparation = prepared(image_folder, text_file, cache, "kd", kd={"kd_weight": 0})
+    assert "logit_kl" in [arm.control for arm in preparation.plan.arms]
+
+
 def test_no_logit_kl_no_control(image_folder, text_file, cache):
     preparation = prepared(image_folder, text_file, cache, "sp", tmkd={"logit_weight": 0})
     assert [arm.name for arm in preparation.plan.arms] == ["sp", "sp+tmkd", "sp@rgb_teacher"]

@@ -7,15 +7,20 @@ import json
 import re
 
 import browser
+import numpy as np
 import pytest
+import torch
 from finished_runs import call, copied, make_run
 
 from tmkd_plugin.bench.figures.drawing import inline_svg
 from tmkd_plugin.bench.figures.finished_run import read_run
+from tmkd_plugin.bench.report import calibration
 from tmkd_plugin.bench.report.calibration import calibration_content
 from tmkd_plugin.bench.report.reliability_chart import Panel, reliability_chart
+from tmkd_plugin.bench.teacher_report.students import student_answers
 from tmkd_plugin.calibration import answers_of, ece, nll
 from tmkd_plugin.commands import report, teacher_report
+from tmkd_plugin.training.files import save_predictions
 
 HOSTILE = "<script>window.hacked = 1</script><img src=x onerror=alert(1)>"
 
@@ -63,6 +68,28 @@ def test_students_come_from_their_predictions(finished):
     assert content.table.head == ["", "top-1, %", "ECE, %", "NLL", "n"]
 
 
+def test_top1_counts_the_classes_from_before_the_rounding_to_float16(finished, tmp_path):
+    run = read_run(copied(finished, tmp_path / "run"))
+    arm = run.pairs()[0].baseline
+    old = run.predictions(arm, 0)
+    logits = torch.full((len(old.labels), old.logits.shape[1]), 1.0)
+    logits[:, -1] += 1e-5
+    save_predictions(run.cell(arm, 0) / "predictions.npz", torch.tensor(old.index), torch.tensor(old.labels), logits)
+    answers = student_answers(run, arm, 0)
+    assert len(set(answers.logits[0])) == 1
+    assert answers.correct.tolist() == (old.labels == logits.shape[1] - 1).tolist()
+    assert answers.at(3.0).correct.tolist() == answers.correct.tolist()
+
+
+def test_predictions_of_an_earlier_release_are_read(finished, tmp_path):
+    run = read_run(copied(finished, tmp_path / "run"))
+    arm = run.pairs()[0].baseline
+    new = run.predictions(arm, 0)
+    path = run.cell(arm, 0) / "predictions.npz"
+    np.savez(path, index=new.index, label=new.labels, logits=new.logits.astype(np.float16))
+    assert run.predictions(arm, 0).predicted.tolist() == new.logits.argmax(1).tolist()
+
+
 def test_teachers_come_from_the_teacher_report(measured):
     run = read_run(measured)
     content = calibration_content(run, run.pairs())
@@ -107,6 +134,31 @@ def test_a_bad_teacher_report_is_said_and_left_out(change, message, measured, tm
     assert content.table is not None
     (run / "teacher-report" / "teacher-report.json").write_text("{")
     assert "is not JSON" in calibration_content(read_run(run), []).missing[0]
+
+
+def test_a_bin_is_faint_by_its_images_not_by_how_many_seeds_count_them():
+    """Three images in each of four seeds are twelve predictions, of three images."""
+
+    def strengths(**more):
+        panel = Panel("x", [12, 40], [0.3, 0.8], [0.2, 0.9], 10.0, 1.0, **more)
+        axes = reliability_chart("c", "Reliability", [panel]).figure.axes[0]
+        return [bar.get_alpha() for bar in axes.patches]
+
+    assert strengths() == [0.8, 0.8]
+    assert strengths(seeds=4) == [0.3, 0.8]
+
+
+def test_the_diagrams_know_how_many_seeds_they_pool(measured, monkeypatch):
+    seen = []
+    monkeypatch.setattr(calibration, "reliability_chart", lambda name, title, panels: seen.extend(panels))
+    calibration.calibration_content(read_run(measured), read_run(measured).pairs())
+    assert {panel.title: panel.seeds for panel in seen} == {
+        "RGB view": 1,
+        "average of the views": 1,
+        "TMKD of KD + TMKD": 2,
+        "KD": 2,
+        "KD + TMKD": 2,
+    }
 
 
 def test_missing_predictions_are_said(finished, tmp_path):

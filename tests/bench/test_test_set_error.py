@@ -6,12 +6,14 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
 from tmkd_plugin.bench.test_set_error import error_parts, error_parts_of_runs, mcnemar
 from tmkd_plugin.errors import InputError
+from tmkd_plugin.training.files import save_predictions
 
 outcomes = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
 
@@ -84,6 +86,13 @@ def test_reads_the_predictions_of_runs(tmp_path):
     after = write_predictions(tmp_path / "after.npz", labels, [0, 1, 2, 1])
     parts = error_parts_of_runs([before], [after])
     assert (parts.delta, parts.each[0].gained, parts.each[0].lost) == (25.0, 1, 0)
+
+
+def test_what_the_rounding_to_float16_makes_equal_still_counts(tmp_path):
+    labels, logits = torch.ones(4, dtype=torch.int64), torch.tensor([[1.0, 1.0 + 1e-5]] * 4)
+    save_predictions(tmp_path / "before.npz", torch.arange(4), labels, logits.flip(1))
+    save_predictions(tmp_path / "after.npz", torch.arange(4), labels, logits)
+    assert error_parts_of_runs([tmp_path / "before.npz"], [tmp_path / "after.npz"]).delta == 100.0
 
 
 def test_unusable_predictions(tmp_path):

@@ -152,6 +152,37 @@ def test_folders_of_frost_that_can_t_be_used(tmp_path, images):
         read_pictures(tmp_path)
 
 
+def grey_pictures(folder, *names):
+    for number, name in enumerate(names):
+        cv2.imwrite(str(folder / name), np.full((200, 300, 3), 40 * number + 10, np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("names", "drawn"),
+    [
+        (["frost1.png", "frost2.png", "frost3.png", "frost4.bmp", "frost5.bmp", "frost6.bmp"], 5),
+        (["1.png", "2.png", "3.png", "4.png", "5.png", "6.png"], 6),
+        (["frost1.png", "frost2.png"], 2),
+    ],
+)
+def test_of_the_six_published_pictures_the_last_is_not_drawn(tmp_path, names, drawn):
+    grey_pictures(tmp_path, *names)
+    frosted = corrupt(
+        torch.zeros(200, 3, 32, 32, dtype=torch.uint8), "frost", 1, seed=0, ids=range(200), frost_dir=tmp_path
+    )
+    of_frost = strength_of("frost", 1, 32)[1]
+    assert set(frosted.unique().tolist()) == {int(of_frost * (40 * number + 10)) for number in range(drawn)}
+
+
+def test_a_folder_of_frost_is_read_once(tmp_path, images, monkeypatch):
+    grey_pictures(tmp_path, "a.png")
+    reads, read = [], cv2.imdecode
+    monkeypatch.setattr(cv2, "imdecode", lambda *given: reads.append(1) or read(*given))
+    first, second = (corrupt(images, "frost", 1, seed=0, ids=range(6), frost_dir=tmp_path) for _ in range(2))
+    assert torch.equal(first, second)
+    assert len(reads) == 1
+
+
 def test_colours_of_pictures_are_read_as_they_are(tmp_path):
     red = np.zeros((10, 10, 3), dtype=np.uint8)
     red[..., 0] = 200

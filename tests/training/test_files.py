@@ -125,11 +125,20 @@ def test_predictions_are_a_plain_npz(tmp_path):
     logits = torch.tensor([[1.5, -2.0], [1e6, -1e6]])
     files.save_predictions(tmp_path / "predictions.npz", torch.tensor([5, 3]), torch.tensor([1, 0]), logits)
     with np.load(tmp_path / "predictions.npz", allow_pickle=False) as loaded:
-        assert sorted(loaded) == ["index", "label", "logits"]
+        assert sorted(loaded) == ["index", "label", "logits", "predicted"]
         assert loaded["index"].tolist() == [5, 3]
         assert loaded["label"].dtype == np.int64
         assert loaded["logits"].dtype == np.float16
         assert loaded["logits"].tolist() == [[1.5, -2.0], [65504.0, -65504.0]]
+
+
+def test_predicted_classes_are_from_before_the_rounding(tmp_path):
+    logits = torch.tensor([[1.0, 1.0 + 1e-5], [7e4, 8e4]])
+    files.save_predictions(tmp_path / "predictions.npz", torch.arange(2), torch.arange(2), logits)
+    with np.load(tmp_path / "predictions.npz", allow_pickle=False) as loaded:
+        assert loaded["logits"].argmax(1).tolist() == [0, 0]  # float16 ties
+        assert loaded["predicted"].tolist() == [1, 1]
+        assert loaded["predicted"].dtype == np.int64
 
 
 def test_the_hash_is_that_of_the_bytes(tmp_path):

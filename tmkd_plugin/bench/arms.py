@@ -186,17 +186,27 @@ def check_enhancers(names: Sequence[str]) -> list[str]:
     """Returns the enhancers' names, an empty list for ``none``.
 
     Raises:
-        InputError: There is no enhancer of a name, or one comes twice.
+        InputError: There is no enhancer of a name, one comes twice, or ``none`` is not alone.
     """
     if list(names) == ["none"]:
         return []
+    given = ",".join(names)
+    if "none" in names:
+        raise InputError(
+            f"--enhancer {given}: every baseline is trained alone too; leave 'none' out, or give it alone."
+        )
     for name in names:
         parts = parts_of(name)
         for part in parts:
+            if not part:
+                raise InputError(
+                    f"--enhancer '{given}': a name is missing. Expected names with commas such as tmkd,richkd (side by side), "
+                    "or with + such as tmkd+richkd (the first around the second)."
+                )
             if part not in ENHANCERS:
                 raise unknown_name("enhancer", part, [*ENHANCERS, "none"])
         if len(set(parts)) < len(parts):
             raise InputError(f"--enhancer {name}: puts an enhancer around itself.")
     if len(set(names)) < len(names):
-        raise InputError(f"--enhancer {','.join(names)}: names an enhancer twice.")
+        raise InputError(f"--enhancer {given}: names an enhancer twice.")
     return list(names)

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tmkd_plugin.bench.figures.finished_run import Entry, FinishedRun, load_images
-from tmkd_plugin.bench.rebuilding import Rebuilder, finished_seeds, has_enhancer
+from tmkd_plugin.bench.figures.finished_run import Entry, FinishedRun, finished_seeds, load_images
+from tmkd_plugin.bench.rebuilding import Rebuilder, has_enhancer
 from tmkd_plugin.bench.view_fusion import FusedViews, LabelGathered
 from tmkd_plugin.cross_modal_teacher import FusedClassifier
 from tmkd_plugin.data.dataset import ImageDataset

@@ -113,7 +113,11 @@ def _adds_logit_kl(baseline: str, configuration: Configuration) -> bool:
     weight, _ = logit_kl_of(configuration)
     if weight is not None:
         return weight > 0
-    return getattr(baseline_class(baseline), "has_logit_kl", None) is False
+    made = baseline_class(baseline)
+    of_its_own = getattr(made, "LOGIT_KL_WEIGHT", None)
+    if of_its_own is not None and configuration.settings_of(baseline).get(of_its_own) == 0:
+        return True
+    return getattr(made, "has_logit_kl", None) is False
 
 
 @contextlib.contextmanager

@@ -224,11 +224,6 @@ def has_enhancer(arm: Entry, name: str) -> bool:
     return name in parts_of(arm["enhancer"] or "")
 
 
-def finished_seeds(arm: Entry) -> list[int]:
-    """Returns the seeds of an arm that did not fail."""
-    return [cell["seed"] for cell in arm["seeds"] if cell["best"] is not None]
-
-
 def _load_weight_net(weight_net: WeightNet, path: Path) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import load_file

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tmkd_plugin.bench.predictions import UNREADABLE, Predictions, read_predictions
 from tmkd_plugin.errors import InputError
 
 if TYPE_CHECKING:
@@ -148,27 +148,18 @@ def error_parts_of_runs(baseline: Sequence[Path], enhanced: Sequence[Path]) -> E
     for paths in (baseline, enhanced):
         rows = []
         for path in paths:
-            index, correct = _read_correct(path)
+            predictions = _read(path)
             if reference is None:
-                reference = index
-            if not np.array_equal(index, reference):
+                reference = predictions.index
+            if not np.array_equal(predictions.index, reference):
                 raise InputError(f"{path} is of other test images than {baseline[0]}: compare runs of one data set.")
-            rows.append(correct)
+            rows.append(predictions.correct)
         arms.append(rows)
     return error_parts(*arms)
 
 
-def _read_correct(path: Path) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Returns the index (N,) of the images and whether each is right (N,).
-
-    The logits are float16: where that makes two of them equal, the first counts.
-    """
-    import numpy as np
-
+def _read(path: Path) -> Predictions:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            index, labels, logits = arrays["index"], arrays["label"], arrays["logits"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        return read_predictions(path)
+    except UNREADABLE as error:
         raise InputError(f"{path} can't be read as predictions (index, label, logits): {error}.") from None
-    correct: NDArray[np.bool_] = logits.argmax(axis=1) == labels
-    return index, correct

@@ -20,6 +20,8 @@ examples:
       KD and KD + TMKD on the handwritten digits inside scikit-learn, 3 seeds; no download
   tmkd bench --baseline all --controls --seeds 5
       all baselines, each alone, with TMKD, and with its control arms
+  tmkd bench --baseline kd --enhancer tmkd,richkd,tmkd+richkd
+      KD alone, with TMKD, with RichKD, and with TMKD around RichKD
   tmkd bench --baseline catkd --dataset ./images --preset cifar10_small --text clip.npz --seeds 0-7
       a folder with train/<class>/ and test/<class>/, text embeddings from a file, seeds 0 to 7
   tmkd bench --set tmkd.feature_weight=0.5 --set kd.temperature=2 --set training.epochs=20
@@ -39,7 +41,7 @@ def add_parser(commands: Any) -> None:
     bench = commands.add_parser(
         "bench",
         help="compare distillation methods with and without an enhancer",
-        description="Train a teacher, then each baseline alone and with the enhancer, seed by seed, and compare them.",
+        description="Train a teacher, then each baseline alone and with each enhancer, seed by seed, and compare them.",
         epilog=EXAMPLES,
     )
     what = bench.add_argument_group("what is compared")
@@ -52,7 +54,8 @@ def add_parser(commands: Any) -> None:
     add(
         "--enhancer",
         metavar="NAME",
-        help="tmkd: each baseline alone and with TMKD; none: the baselines alone (default: tmkd)",
+        help="tmkd or richkd: each baseline alone and with it; tmkd,richkd: with each of them; tmkd+richkd: with the first "
+        "around the second; none: the baselines alone (default: tmkd)",
     )
     add(
         "--controls",

@@ -40,7 +40,7 @@ def _baseline_lines() -> list[str]:
     lines = []
     methods = [(name, baseline_class(name)) for name in BASELINES]
     for name, method in [*methods, *((name, enhancer_class(name)) for name in ENHANCERS)]:
-        lines.append(f"{name} ({title_of(name)})" + (": the enhancer" if name == "tmkd" else ""))
+        lines.append(f"{name} ({title_of(name)})" + (": an enhancer" if name in ENHANCERS else ""))
         for key, setting in (section_of(method).settings or {}).items():
             lines.append(f"    {name}.{key}={setting.value}  {setting.meaning} [{setting.source}]")
     return [*lines, "module:Class  a distiller of your own"]

@@ -58,6 +58,14 @@ def whole_number(text: str) -> int:
     return int(text)
 
 
+def names(text: str) -> list[str]:
+    """Reads an option that is names with commas."""
+    found = [name.strip() for name in text.split(",")]
+    if "" in found:
+        raise argparse.ArgumentTypeError(f"expected names with commas such as this,that, got '{text}'")
+    return found
+
+
 def arms_at_once(text: str) -> str | int:
     """Reads an option that is ``auto`` or a whole number of at least 1."""
     if text == "auto":

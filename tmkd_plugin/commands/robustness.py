@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tmkd_plugin.commands.figures import seed_number
-from tmkd_plugin.commands.parser import whole_number
+from tmkd_plugin.commands.parser import names, whole_number
 
 EXAMPLES = """\
 examples:
@@ -32,7 +32,7 @@ def add_parser(commands: Any) -> None:
     )
     add = parser.add_argument
     add("run_folder", metavar="RUN", type=Path, help="the folder of a finished comparison")
-    add("--corruptions", metavar="NAMES", type=_names, help="some of the 15, with commas (default: all)")
+    add("--corruptions", metavar="NAMES", type=names, help="some of the 15, with commas (default: all)")
     add("--severities", metavar="LIST", type=_numbers, help="some of 1 to 5, such as 1,3,5 (default: all)")
     add(
         "--shift",
@@ -42,7 +42,7 @@ def add_parser(commands: Any) -> None:
         default=[],
         help="a folder of other images of the same classes, <class>/ or test/<class>/; repeatable",
     )
-    add("--arms", metavar="NAMES", type=_names, help="some arms of the comparison, with commas (default: all)")
+    add("--arms", metavar="NAMES", type=names, help="some arms of the comparison, with commas (default: all)")
     add("--no-teachers", action="store_true", help="measure the students only")
     add(
         "--images", metavar="N", type=whole_number, help="at most N test images, spread over the classes (default: all)"
@@ -56,14 +56,6 @@ def add_parser(commands: Any) -> None:
     add("--quiet", action="store_true", help="print the outcome only")
     add("--debug", action="store_true", help="show the traceback of an unexpected error")
     parser.set_defaults(run=run)
-
-
-def _names(text: str) -> list[str]:
-    """Reads names with commas."""
-    names = [name.strip() for name in text.split(",")]
-    if "" in names:
-        raise argparse.ArgumentTypeError(f"expected names with commas such as fog,snow, got '{text}'")
-    return names
 
 
 def _numbers(text: str) -> list[int]:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tmkd_plugin.commands.parser import whole_number
+from tmkd_plugin.commands.parser import names, whole_number
 
 EXAMPLES = """\
 examples:
@@ -41,7 +41,7 @@ def add_parser(commands: Any) -> None:
         default=0.8,
         help="a prediction of at least this is confident (default: 0.8)",
     )
-    add("--arms", metavar="A,B", type=_names, help="TMKD arms whose fusion to measure (default: the run's first)")
+    add("--arms", metavar="A,B", type=names, help="TMKD arms whose fusion to measure (default: the run's first)")
     rich = parser.add_mutually_exclusive_group()
     rich.add_argument("--richkd", action="store_true", help="measure the CLIP-fused teacher even if no arm has it")
     rich.add_argument("--no-richkd", action="store_true", help="leave the CLIP-fused teacher out")
@@ -68,10 +68,6 @@ def probability(text: str) -> float:
     return value
 
 
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
 def run(arguments: argparse.Namespace) -> int:
     """Measures and returns the exit code."""
     # A student may be a function of the user's, in the current folder.
@@ -79,7 +75,12 @@ def run(arguments: argparse.Namespace) -> int:
         sys.path.insert(0, os.getcwd())
     from tmkd_plugin.bench.fused_teachers import TeacherChoice
     from tmkd_plugin.bench.teacher_report.command import TeacherReportOptions, teacher_report
+    from tmkd_plugin.errors import InputError
 
+    if arguments.no_richkd and arguments.clip is not None:
+        raise InputError(
+            "--clip names the CLIP of the CLIP-fused teacher, which --no-richkd leaves out: give one of the two."
+        )
     wants_clip = arguments.richkd or arguments.clip is not None
     richkd = True if wants_clip else False if arguments.no_richkd else None
     return teacher_report(

@@ -34,6 +34,10 @@ _DECAY = 1.1  # neighbouring pixels then differ as much, for the picture's sprea
 _ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
+_PUBLISHED = [f"frost{number}" for number in range(1, 7)]
+_DRAWN = 5  # of the six published pictures the published generators draw from the first five: randint(5)
+
+
 @functools.cache
 def procedural_pictures() -> tuple[Images, ...]:
     """Returns five pictures, uint8 (SIDE, SIDE, 3) each, RGB; always the same.
@@ -57,11 +61,13 @@ def _procedural_picture(index: int) -> Images:
     return picture
 
 
+@functools.lru_cache(maxsize=1)
 def read_pictures(folder: Path) -> tuple[Images, ...]:
-    """Reads all pictures of a folder, by name.
+    """Reads the pictures of a folder, by name, once for a process: the last folder's stay in memory.
 
     Args:
-        folder: With the published ``frost1.png`` and so on, or any others.
+        folder: With the six published pictures, ``frost1`` to ``frost6``, of which the first five are read: the published
+            generators draw no other. Of any other folder all are.
 
     Returns:
         uint8 (h, w, 3) each, RGB.
@@ -76,6 +82,8 @@ def read_pictures(folder: Path) -> tuple[Images, ...]:
         raise InputError(
             f"The folder {folder} holds no picture of frost: expected files that end in {', '.join(_ENDINGS)}."
         )
+    if [file.stem for file in files] == _PUBLISHED:
+        files = files[:_DRAWN]
     pictures = []
     for file in files:
         pixels = cv2.imdecode(np.frombuffer(file.read_bytes() or b"\0", dtype=np.uint8), cv2.IMREAD_COLOR)

@@ -47,8 +47,12 @@ class FolderTree:
     files: dict[str, dict[str, list[str]]]
 
 
-def read_tree(root: Path) -> FolderTree:
+def read_tree(root: Path, *, least_classes: int = 2) -> FolderTree:
     """Lists a folder of images and refuses whatever can't be trained on.
+
+    Args:
+        root: The folder.
+        least_classes: With fewer it is refused: 2 to train on it, 1 to measure on it.
 
     Raises:
         InputError: The folder is missing, a file, empty or unreadable; no, one, empty or differing classes.
@@ -56,7 +60,7 @@ def read_tree(root: Path) -> FolderTree:
     _check_folder(root)
     folders = _find_splits(root)
     files = {split: _list_classes(folder) for split, folder in folders.items()}
-    _check_classes(root, folders, files)
+    _check_classes(root, folders, files, least_classes)
     return FolderTree(root, sorted(next(iter(files.values()))), folders, files)
 
 
@@ -99,7 +103,9 @@ def _list_classes(folder: Path) -> dict[str, list[str]]:
     return classes
 
 
-def _check_classes(root: Path, folders: dict[str, Path], files: dict[str, dict[str, list[str]]]) -> None:
+def _check_classes(
+    root: Path, folders: dict[str, Path], files: dict[str, dict[str, list[str]]], least_classes: int
+) -> None:
     for split, classes in files.items():
         if not classes:
             raise InputError(_no_classes(folders[split]))
@@ -113,7 +119,7 @@ def _check_classes(root: Path, folders: dict[str, Path], files: dict[str, dict[s
             f"Images end in {', '.join(sorted(IMAGE_ENDINGS))}. Add images or remove these folders.{hint}"
         )
     for split, classes in files.items():
-        if len(classes) == 1:
+        if len(classes) == 1 < least_classes:
             (name,) = classes
             raise InputError(
                 f"'{folders[split]}' has only one class, '{name}': expected two or more class folders."

@@ -116,7 +116,9 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], *, epoch: int 
 
 
 def save_predictions(path: str | Path, index: Tensor, labels: Tensor, logits: Tensor) -> None:
-    """Writes what a network says of a split as ``.npz`` with the arrays ``index``, ``label`` and ``logits``.
+    """Writes what a network says of a split as ``.npz`` with the arrays ``index``, ``label``, ``logits`` and ``predicted``.
+
+    ``predicted`` is the class of the largest logit as it was given: rounded to float16, the two largest may be equal.
 
     Args:
         path: The file to write.
@@ -131,6 +133,7 @@ def save_predictions(path: str | Path, index: Tensor, labels: Tensor, logits: Te
         "index": index.to("cpu", torch.int64),
         "label": labels.to("cpu", torch.int64),
         "logits": logits.detach().cpu().clamp(-largest, largest).to(torch.float16),
+        "predicted": logits.detach().cpu().argmax(dim=1),
     }
     with atomic_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, tensor in arrays.items():

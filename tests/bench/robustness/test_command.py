@@ -72,6 +72,21 @@ def test_arms_are_compared_seed_by_seed(measure):
     assert by_metric["corruption:fog"]["n"] == 2
 
 
+def test_mce_of_two_enhanced_arms_is_against_their_baseline(finished, measure, tmp_path):
+    """A third arm that has the baseline's students: its mCE is 100, whatever it is compared with."""
+
+    def change(results):
+        results["arms"].append({**results["arms"][0], "name": "kd+other", "enhancer": "other"})
+        pair = {"baseline": "kd+tmkd", "enhanced": "kd+other"}
+        results["comparisons"].append({**results["comparisons"][0], **pair})
+
+    results = measure(*SOME, "--no-teachers", folder=copied(finished, tmp_path / "run", change))
+    mce = results["arms"][1]["summary"]["mce"]["mean"]
+    assert abs(mce - 100) > 0.1
+    (entry,) = (each for each in results["comparisons"] if (each["enhanced"], each["metric"]) == ("kd+other", "mce"))
+    assert entry["delta"] == pytest.approx(100 - mce, abs=1e-5)
+
+
 def test_teachers_are_measured_as_they_answer(finished, measure, cache, capsys):
     results = measure("--corruptions", "fog", "--severities", "2")
     run = read_run(finished)
@@ -187,6 +202,17 @@ def test_other_images_of_the_same_classes(image_folder, measure, tmp_path, capsy
     assert "on the images of elsewhere" in capsys.readouterr().out
 
 
+def test_folders_of_one_name_stay_apart_whatever_it_is(image_folder, measure, tmp_path):
+    words = []
+    for folder in ("a/night", "b/night (2)", "c/night", "d/night (2)"):
+        shutil.copytree(image_folder / "test", tmp_path / folder)
+        words += ["--shift", str(tmp_path / folder)]
+    results = measure("--corruptions", "fog", "--severities", "1", *words, "--no-teachers", "--arms", "kd")
+    names = ["night", "night (2)", "night (3)", "night (2) (2)"]
+    assert [shift["name"] for shift in results["measurement"]["shifts"]] == names
+    assert sorted(results["arms"][0]["seeds"][0]["shifts"]) == sorted(names)
+
+
 def test_the_test_split_of_a_folder_is_taken(image_folder, measure):
     results = measure("--corruptions", "fog", "--severities", "1", "--shift", str(image_folder), "--no-teachers")
     assert results["measurement"]["shifts"][0]["images"] == 12
@@ -270,12 +296,13 @@ def test_runs_that_can_t_be_measured(finished, tmp_path):
         call(robustness, str(unfinished))
     gone = copied(finished, tmp_path / "gone")
     (gone / "kd" / "seed1" / "student.safetensors").unlink()
-    with pytest.raises(InputError, match=r"student\.safetensors"):
+    with pytest.raises(InputError, match=r"student\.safetensors is missing: the same `tmkd bench` command makes"):
         call(robustness, str(gone), *SOME)
 
 
 @pytest.mark.parametrize(
-    "words", [("--severities", "x"), ("--corruptions", "fog,,snow"), ("--images", "0"), ("--seed", "-1")]
+    "words",
+    [("--severities", "x"), ("--corruptions", "fog,,snow"), ("--arms", ","), ("--images", "0"), ("--seed", "-1")],
 )
 def test_wrong_words(finished, words, capsys):
     with pytest.raises(SystemExit):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
 import pytest
 import torch
@@ -35,6 +36,13 @@ def test_a_folder_is_read_as_the_comparison_s_images_are(dataset, image_folder):
     assert torch.equal(shifted.images, clean.images)
     assert torch.equal(shifted.labels, clean.labels)
     assert shifted.ids.tolist() == list(range(12))
+
+
+def test_one_class_is_enough(dataset, image_folder, tmp_path):
+    shutil.copytree(image_folder / "test" / "green", tmp_path / "green")
+    shifted = shifted_images(tmp_path, dataset, "one")
+    assert set(shifted.labels.tolist()) == {dataset.class_names.index("green")}
+    assert len(shifted) == 4
 
 
 def test_fewer_images_are_spread_over_the_classes(dataset):

@@ -24,7 +24,7 @@ METRICS = {
 
 
 def entries(before, after):
-    return {entry["metric"]: entry for entry in comparison_entries("a", "b", before, after, METRICS)}
+    return {entry["metric"]: entry for entry in comparison_entries("a", "b", before, after, before, METRICS)}
 
 
 def test_the_interval_is_that_of_the_paired_differences():
@@ -39,6 +39,20 @@ def test_the_interval_is_that_of_the_paired_differences():
     assert found["mce"]["delta"] == pytest.approx(mean, abs=1e-6)
     assert found["mce"]["sd"] == pytest.approx(sd, abs=1e-6)
     assert found["mce"]["n"] == 3
+
+
+def test_mce_of_both_arms_is_against_the_baseline():
+    """KD errs on 40 and 20 %, the arms that are compared on 30 and 20, and on 24 and 18."""
+    kd, tmkd, richkd = students(60.0, 80.0), students(70.0, 80.0), students(76.0, 82.0)
+    found = {entry["metric"]: entry for entry in comparison_entries("a", "b", tmkd, richkd, kd, METRICS)}
+    differences = [100 * (24 - 30) / 40, 100 * (18 - 20) / 20]
+    assert found["mce"]["delta"] == pytest.approx(sum(differences) / 2)
+
+
+def test_without_the_baseline_s_students_no_mce_is_compared():
+    for kd in ({}, students(60.0)):
+        compared = comparison_entries("a", "b", students(70.0, 80.0), students(76.0, 82.0), kd, METRICS)
+        assert [entry["metric"] for entry in compared] == ["corrupted", "lost"]
 
 
 def test_less_error_is_better_and_more_is_worse():
@@ -74,7 +88,8 @@ def test_a_metric_without_a_value_for_some_seed_is_left_out():
 
 
 def test_every_comparison_has_its_sentence():
-    compared = comparison_entries("a", "b", students(60.0, 70.0), students(62.0, 71.0), METRICS)
+    before = students(60.0, 70.0)
+    compared = comparison_entries("a", "b", before, students(62.0, 71.0), before, METRICS)
     shift = {**compared[0], "metric": "shift:sketches"}
     lines = sentences(
         {"arms": [{"name": "a", "title": "A"}, {"name": "b", "title": "B"}], "comparisons": [*compared, shift]}

@@ -11,6 +11,8 @@ from finished_runs import call, copied
 
 from tmkd_plugin.bench.figures.finished_run import load_images, read_run
 from tmkd_plugin.bench.fused_teachers import label_gathered, teachers_of
+from tmkd_plugin.bench.lock import folder_lock
+from tmkd_plugin.bench.teacher_report import command
 from tmkd_plugin.bench.teacher_report.data_file import read_teacher_report
 from tmkd_plugin.bench.teacher_report.document import grids, lines, markdown
 from tmkd_plugin.bench.teacher_report.measures import MeasureSettings, plain_figures
@@ -185,6 +187,7 @@ def test_another_source_of_similarity(finished, tmp_path):
         (["--confidence", "0"], "above 0 and at most 1"),
         (["--bins", "0"], "at least 1"),
         (["--split", "train"], "invalid choice"),
+        (["--arms", ","], "expected names with commas"),
     ],
 )
 def test_refuses_options(words, message, finished, capsys):
@@ -194,11 +197,34 @@ def test_refuses_options(words, message, finished, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_a_clip_for_a_teacher_that_is_left_out_is_refused(finished):
+    with pytest.raises(InputError, match=r"--clip names the CLIP .* which --no-richkd leaves out"):
+        call(teacher_report, str(finished), "--no-richkd", "--clip", "small_clip")
+
+
 def test_writes_nothing_where_the_teacher_is_gone(finished, tmp_path, monkeypatch):
     monkeypatch.setenv("TMKD_CACHE", str(tmp_path / "empty"))
     with pytest.raises(InputError, match="Set TMKD_CACHE"):
         call(teacher_report, str(finished), "--out", str(tmp_path / "out"))
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").glob("teacher-report*"))
+
+
+def test_the_results_file_names_the_run_too(finished, tmp_path):
+    run = copied(finished, tmp_path / "run")
+    assert call(teacher_report, str(run / "results.json"), "--no-students") == 0
+    assert read_teacher_report(read_run(run)) is not None
+
+
+def test_a_folder_that_can_t_be_written_is_refused_before_measuring(finished, tmp_path, monkeypatch):
+    def never(*_):
+        raise AssertionError("measured")
+
+    monkeypatch.setattr(command, "load_images", never)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="can't be written to"):
+        call(teacher_report, str(finished), "--out", str(tmp_path / "file"))
+    with folder_lock(tmp_path / "out"), pytest.raises(InputError, match="Another process is writing to"):
+        call(teacher_report, str(finished), "--out", str(tmp_path / "out"))
 
 
 def test_an_old_report_is_not_believed(finished, tmp_path):

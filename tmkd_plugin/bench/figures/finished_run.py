@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tmkd_plugin.bench.output import CONFIG, RESULTS
+from tmkd_plugin.bench.predictions import UNREADABLE, Predictions, read_predictions
 from tmkd_plugin.bench.results_file import read_results
 from tmkd_plugin.errors import InputError, unknown_name
 from tmkd_plugin.training.files import read_jsonl
 from tmkd_plugin.training.run_folder import HISTORY, PREDICTIONS, STUDENT
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import nn
 
     from tmkd_plugin.data.dataset import ImageDataset
@@ -41,29 +39,8 @@ class ArmPair:
     @property
     def seeds(self) -> list[int]:
         """The seeds that both arms have finished."""
-        done = [{run["seed"] for run in arm["seeds"] if run["best"] is not None} for arm in self.both]
-        return sorted(done[0] & done[1])
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What the student of the best epoch says of the test split.
-
-    Attributes:
-        index: int64 (N,), the place of each image in the data set's own order.
-        labels: int64 (N,).
-        logits: float32 (N, K).
-    """
-
-    index: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    logits: NDArray[np.float32]
-
-    @property
-    def predicted(self) -> NDArray[np.int64]:
-        """The class with the largest logit, (N,)."""
-        found: NDArray[np.int64] = self.logits.argmax(axis=1)
-        return found
+        before, after = map(finished_seeds, self.both)
+        return [seed for seed in before if seed in after]
 
 
 @dataclass(frozen=True)
@@ -150,13 +127,10 @@ class FinishedRun:
         Raises:
             InputError: The file is missing or damaged.
         """
-        import numpy as np
-
         path = self.cell(arm, seed) / PREDICTIONS
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return Predictions(arrays["index"], arrays["label"], arrays["logits"].astype(np.float32))
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            return read_predictions(path)
+        except UNREADABLE as error:
             raise _unreadable(path, error) from None
 
     def student(self, arm: Entry, seed: int) -> nn.Module:
@@ -167,12 +141,20 @@ class FinishedRun:
         """
         from tmkd_plugin.zoo import build_network
 
+        path = self.cell(arm, seed) / STUDENT
+        if not path.is_file():
+            raise _unreadable(path, FileNotFoundError())
         return build_network(
             str(self.value("student")),
             len(self.class_names),
-            checkpoint=self.cell(arm, seed) / STUDENT,
+            checkpoint=path,
             image_size=self.results["dataset"]["image_size"],
         ).eval()
+
+
+def finished_seeds(arm: Entry) -> list[int]:
+    """Returns the seeds of an arm whose runs are finished, in order."""
+    return sorted(int(run["seed"]) for run in arm["seeds"] if run["best"] is not None)
 
 
 def read_run(folder: Path) -> FinishedRun:

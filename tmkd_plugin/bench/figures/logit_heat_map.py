@@ -15,12 +15,14 @@ from tmkd_plugin.bench.figures.drawing import (
     quiet_grid,
     shown_name,
 )
-from tmkd_plugin.bench.figures.finished_run import ArmPair, FinishedRun, Predictions
+from tmkd_plugin.bench.figures.finished_run import ArmPair, FinishedRun
 
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
+
+    from tmkd_plugin.bench.predictions import Predictions
 
 TOP = 20
 MOST_NAMES = 24

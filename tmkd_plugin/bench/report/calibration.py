@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tmkd_plugin.bench.figures.drawing import Drawing
-from tmkd_plugin.bench.figures.finished_run import ArmPair, Entry, FinishedRun
-from tmkd_plugin.bench.rebuilding import finished_seeds
+from tmkd_plugin.bench.figures.finished_run import ArmPair, Entry, FinishedRun, finished_seeds
 from tmkd_plugin.bench.report.reliability_chart import Panel, reliability_chart
 from tmkd_plugin.bench.teacher_report.data_file import read_teacher_report
 from tmkd_plugin.bench.teacher_report.document import TEACHER, Grid, grids, lines, student_grid
@@ -99,6 +98,7 @@ def _panel(entry: Entry) -> Panel:
         diagram["accuracy"],
         mean,
         sd,
+        len(entry["seeds"]),
     )
 
 

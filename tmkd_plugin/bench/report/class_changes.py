@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tmkd_plugin.bench.figures.finished_run import ArmPair, FinishedRun, Predictions
+from tmkd_plugin.bench.figures.finished_run import ArmPair, FinishedRun
 from tmkd_plugin.bench.figures.images import pixels_of
 from tmkd_plugin.data.file_split import FileSplit
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from tmkd_plugin.bench.predictions import Predictions
     from tmkd_plugin.data.dataset import ImageDataset
 
 PERCENT = 100.0
@@ -107,7 +108,7 @@ def changes_of(run: FinishedRun, pair: ArmPair, dataset: ImageDataset | None) ->
 
     before, after = ([run.predictions(arm, seed) for seed in pair.seeds] for arm in pair.both)
     labels = before[0].labels
-    right_before, right_after = (np.stack([each.predicted == labels for each in arm]) for arm in (before, after))
+    right_before, right_after = (np.stack([each.correct for each in arm]) for arm in (before, after))
     net = right_after.sum(axis=0, dtype=np.int64) - right_before.sum(axis=0, dtype=np.int64)
     classes = [
         ClassChange(

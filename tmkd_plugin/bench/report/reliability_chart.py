@@ -26,6 +26,7 @@ class Panel:
         accuracy: Their share of right ones, likewise.
         ece: ECE in percent, mean over seeds.
         sd: Its standard deviation; ``None`` for one seed.
+        seeds: How many seeds ``count`` adds up; each has predicted the same images.
     """
 
     title: str
@@ -34,6 +35,7 @@ class Panel:
     accuracy: Sequence[float | None]
     ece: float
     sd: float | None
+    seeds: int = 1
 
     @property
     def ece_words(self) -> str:
@@ -72,8 +74,8 @@ def reliability_chart(name: str, title: str, panels: Sequence[Panel]) -> Drawing
         title,
         f"{len(panels[0].count)} bins of equal width, all seeds together. Bar: how often the predictions of a bin are right; "
         "mark: how sure they are on average. A bar below its mark is overconfidence, above it underconfidence; on the dashed "
-        "line both are equal. Below: how many of the predictions are in the bin; a bin of fewer than 10, drawn faint, "
-        "jumps by chance. ECE: mean over seeds.",
+        "line both are equal. Below: how many of the predictions are in the bin; a bin of fewer than "
+        f"{_FEW} images a seed, drawn faint, jumps by chance. ECE: mean over seeds.",
         " ".join(_sentence(panel) for panel in panels),
         figure,
     )
@@ -85,7 +87,7 @@ def _draw_accuracy(axes: Axes, panel: Panel) -> None:
     axes.plot([0, 1], [0, 1], color=INK, linewidth=0.9, linestyle=(0, (4, 3)), alpha=0.7)
     confidences = [panel.confidence[k] or 0.0 for k in filled]
     for k in filled:
-        strength = 0.3 if panel.count[k] < _FEW else 0.8
+        strength = 0.3 if panel.count[k] < _FEW * panel.seeds else 0.8
         height = panel.accuracy[k] or 0.0
         axes.bar((k + 0.5) / bins, height, width=0.92 / bins, color=BASELINE, alpha=strength, linewidth=0)
     axes.plot(confidences, confidences, linestyle="", marker="_", markersize=7, markeredgewidth=1.8, color=ENHANCED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -153,10 +154,15 @@ def _frost_digest(folder: Path | None) -> str:
 def _shifts(folders: Sequence[Path], dataset: ImageDataset) -> list[MeasuredImages]:
     found: list[MeasuredImages] = []
     for folder in folders:
-        name = folder.expanduser().resolve().name
-        same = sum(other.name.partition(" (")[0] == name for other in found)
-        found.append(shifted_images(folder, dataset, f"{name} ({same + 1})" if same else name))
+        name = _free_name(folder.expanduser().resolve().name, [other.name for other in found])
+        found.append(shifted_images(folder, dataset, name))
     return found
+
+
+def _free_name(name: str, taken: Sequence[str]) -> str:
+    """Returns a name, with a number behind it where it is taken."""
+    numbered = (f"{name} ({number})" for number in itertools.count(2))
+    return next(free for free in itertools.chain([name], numbered) if free not in taken)
 
 
 def _teachers(
@@ -232,13 +238,20 @@ def _by_seed(networks: Sequence[MeasuredNetwork], plan: Plan, counts: Counts) ->
 
 
 def _comparisons(run: FinishedRun, by_arm: Mapping[str, BySeed], metrics: Mapping[str, Metric]) -> list[dict[str, Any]]:
-    """Compares the pairs of arms that the comparison itself compares."""
+    """Compares the pairs of arms that the comparison itself compares; mCE of both is against the baseline of the second."""
     pairs = dict.fromkeys((entry["baseline"], entry["enhanced"]) for entry in run.results["comparisons"])
     return [
         entry
         for baseline, enhanced in pairs
         if baseline in by_arm and enhanced in by_arm
-        for entry in comparison_entries(baseline, enhanced, by_arm[baseline], by_arm[enhanced], metrics)
+        for entry in comparison_entries(
+            baseline,
+            enhanced,
+            by_arm[baseline],
+            by_arm[enhanced],
+            by_arm.get(str(run.arm(enhanced)["baseline"]), {}),
+            metrics,
+        )
     ]
 
 

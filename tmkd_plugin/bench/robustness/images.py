@@ -93,7 +93,7 @@ def shifted_images(folder: Path, dataset: ImageDataset, name: str) -> MeasuredIm
     Raises:
         InputError: The folder, a class or a file can't be used.
     """
-    tree = read_tree(folder.expanduser())
+    tree = read_tree(folder.expanduser(), least_classes=1)
     part = "test" if "test" in tree.files else "all"
     labels_by_class = _labels_of(tree, folder, dataset.class_names)
     paths: list[str] = []

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from tmkd_plugin.bench.figures.finished_run import Entry, FinishedRun
+from tmkd_plugin.bench.figures.finished_run import Entry, FinishedRun, finished_seeds
 from tmkd_plugin.bench.robustness.images import MeasuredImages
 from tmkd_plugin.data.batches import normalize
 from tmkd_plugin.errors import InputError, RunError
@@ -43,11 +43,6 @@ class MeasuredNetwork:
     network: nn.Module
     note: str
     digest: str
-
-
-def finished_seeds(arm: Entry) -> list[int]:
-    """Returns the seeds whose runs are finished, in order."""
-    return sorted(int(run["seed"]) for run in arm["seeds"] if run["best"] is not None)
 
 
 def chosen_arms(run: FinishedRun, names: Sequence[str] | None) -> list[Entry]:

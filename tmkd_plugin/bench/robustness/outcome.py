@@ -135,8 +135,7 @@ def _group_entry(
     for seed, found in by_seed.items():
         baseline = baselines[seed]
         for name, metric in metrics.items():
-            known = baseline is not None or name not in NEED_BASELINE
-            values[name].append(metric(found, baseline or found) if known else None)
+            values[name].append(_value(name, metric, found, baseline))
         headline = {name: _rounded(values[name][-1]) for name in metrics if not name.startswith((SHIFT, CORRUPTION))}
         by_severity = {
             name: {str(severity): _rounded(value) for severity, value in of_one.items()}
@@ -145,6 +144,12 @@ def _group_entry(
         shifted = {name: _rounded(value) for name, value in found.shifted.items()}
         seeds.append({"seed": seed, **headline, "corruptions": by_severity, "shifts": shifted})
     return {"seeds": seeds, "summary": {name: _summary(each) for name, each in values.items()}}
+
+
+def _value(name: str, metric: Metric, found: Accuracies, baseline: Accuracies | None) -> float | None:
+    """Returns a metric of one student; ``None`` where it needs the baseline's and there is none."""
+    known = baseline is not None or name not in NEED_BASELINE
+    return metric(found, baseline or found) if known else None
 
 
 def _summary(values: Sequence[float | None]) -> dict[str, Any] | None:
@@ -157,22 +162,22 @@ def _summary(values: Sequence[float | None]) -> dict[str, Any] | None:
 
 
 def comparison_entries(
-    baseline: str, enhanced: str, before: BySeed, after: BySeed, metrics: Mapping[str, Metric]
+    baseline: str, enhanced: str, before: BySeed, after: BySeed, reference: BySeed, metrics: Mapping[str, Metric]
 ) -> list[dict[str, Any]]:
     """Compares two arms on the seeds that both have; metrics that some seed has no value for are left out.
 
     Args:
-        baseline: Name of the arm.
-        enhanced: Likewise.
-        before: What the baseline's students get right.
-        after: What the enhanced arm's get right.
+        baseline: Name of the arm that the other is compared with; it may be enhanced itself.
+        enhanced: Name of the other.
+        before: What the first arm's students get right.
+        after: What the other's get right.
+        reference: What those of the arm without an enhancer get right, by which mCE divides on both sides.
         metrics: What is compared.
     """
     seeds = [seed for seed in before if seed in after]
     entries = []
     for name, metric in metrics.items() if seeds else ():
-        old = [metric(before[seed], before[seed]) for seed in seeds]
-        new = [metric(after[seed], before[seed]) for seed in seeds]
+        old, new = ([_value(name, metric, arm[seed], reference.get(seed)) for seed in seeds] for arm in (before, after))
         olds, news = ([value for value in values if value is not None] for values in (old, new))
         if len(olds) < len(seeds) or len(news) < len(seeds):
             continue

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tmkd_plugin.bench.figures.finished_run import load_images, read_run
+from tmkd_plugin.bench.figures.finished_run import FinishedRun, load_images, read_run
 from tmkd_plugin.bench.fused_teachers import TeacherChoice, label_gathered, rebuilder_of, teachers_of
+from tmkd_plugin.bench.lock import folder_lock
 from tmkd_plugin.bench.output import RESULTS, check_writable
 from tmkd_plugin.bench.rebuilding import Rebuilder
 from tmkd_plugin.bench.teacher_report.data_file import DATA, DOCUMENT, FOLDER, SCHEMA_VERSION
@@ -58,23 +59,25 @@ def teacher_report(options: TeacherReportOptions) -> int:
     """Measures, writes the files, prints the tables, and returns 0.
 
     Raises:
-        InputError: The comparison, its images or its teacher can't be used.
+        InputError: The comparison, its images or its teacher can't be used, or the files can't be written.
         RunError: A network's logits are NaN or infinite.
     """
     from rich.console import Console
 
-    out = options.out or options.folder / FOLDER
+    run = read_run(options.folder)
+    out = options.out or run.folder / FOLDER
     console = Console()
-    report = measure(options, lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
     check_writable(out)
-    write_json(out / DATA, report)
-    write_bytes(out / DOCUMENT, markdown(report).encode(errors="replace"))
+    with folder_lock(out):
+        report = measure(run, options, lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
+        write_json(out / DATA, report)
+        write_bytes(out / DOCUMENT, markdown(report).encode(errors="replace"))
     print_report(console if console.is_terminal else Console(width=_WIDTH, color_system=None), report)
     print(f"{out / DATA} (also {DOCUMENT})")
     return 0
 
 
-def measure(options: TeacherReportOptions, say: Callable[[str], None]) -> dict[str, Any]:
+def measure(run: FinishedRun, options: TeacherReportOptions, say: Callable[[str], None]) -> dict[str, Any]:
     """Returns the data of ``teacher-report.json``: the same run gives the same data.
 
     Raises:
@@ -82,7 +85,6 @@ def measure(options: TeacherReportOptions, say: Callable[[str], None]) -> dict[s
     """
     if options.split not in SPLITS:
         raise unknown_name("split", options.split, SPLITS)
-    run = read_run(options.folder)
     settings = MeasureSettings(options.bins, options.confidence)
     dataset = load_images(run, options.data_dir)
     rebuilder = rebuilder_of(run, options.cache_dir, dataset=dataset, say=say)

@@ -6,8 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tmkd_plugin.bench.figures.finished_run import Entry, FinishedRun
-from tmkd_plugin.bench.rebuilding import finished_seeds
+from tmkd_plugin.bench.figures.finished_run import Entry, FinishedRun, finished_seeds
 from tmkd_plugin.bench.statistics import compare_pairs
 from tmkd_plugin.bench.teacher_report.measures import (
     DECIMALS,
@@ -33,8 +32,8 @@ def measure_students(
 ) -> list[dict[str, Any]]:
     """Returns what ``teacher-report.json`` says of the students of each arm.
 
-    The test answers are those that the run has written (``predictions.npz``, float16); the validation answers, by which the
-    temperature is fitted, are computed from the student's weights.
+    The test answers are those that the run has written (``predictions.npz``, logits in float16); the validation answers,
+    by which the temperature is fitted, are computed from the student's weights.
 
     Args:
         run: The comparison.
@@ -77,7 +76,7 @@ def recorded_students(run: FinishedRun, arms: Sequence[Entry], settings: Measure
 def student_answers(run: FinishedRun, arm: Entry, seed: int) -> Answers:
     """Returns what the student of a run said of the test split."""
     predictions = run.predictions(arm, seed)
-    return answers_of(predictions.logits, predictions.labels)
+    return answers_of(predictions.logits, predictions.labels, predictions.predicted)
 
 
 def _scaled_seeds(
