@@ -387,6 +387,31 @@ def test_what_somebody_elses_distiller_does_stays_with_it(does, dataset, teacher
         assert trained([name], "alone")[name].history == together[name].history, name
 
 
+def test_others_share_nothing_with_somebody_elses_distiller_of_the_same_network(dataset, teacher, tmp_path):
+    class AsksTwice(OwnKD):
+        def forward(self, images, labels):
+            with torch.no_grad():
+                self.teacher(images)
+            return super().forward(images, labels)
+
+    def arms(names: list[str], network: nn.Module) -> dict[str, nn.Module]:
+        build = {
+            "own": lambda: AsksTwice(build_network("resnet8", 3, seed=3), network, "switches a part for a call"),
+            "kd": lambda: distiller("kd", network),
+            "rkd": lambda: distiller("rkd", network),
+        }
+        return {name: build[name]() for name in names}
+
+    def trained(names: list[str], root: str):
+        settings = TrainingSettings(epochs=1, batch_size=8, warmup_epochs=0, decay_epochs=(), learning_rate=0.05)
+        folders = {name: tmp_path / root / name for name in names}
+        return train_distillers(arms(names, copy.deepcopy(teacher)), dataset, settings, seed=3, folders=folders)
+
+    together = trained(["kd", "own", "rkd"], "together")
+    for name in together:
+        assert trained([name], "alone")[name].history == together[name].history, name
+
+
 def test_an_arm_that_fails_between_its_epochs_stops_alone(dataset, teacher, tmp_path):
     arms = {
         "own": OwnKD(build_network("resnet8", 3, seed=3), copy.deepcopy(teacher), "fails between its epochs"),

@@ -145,7 +145,11 @@ def test_somebody_elses_distiller_beside_others(teacher, tmp_path, folder):
         return {name: Cutout(inner) if name == "own" else inner for name, inner in built.items()}
 
     together = train([], teacher, tmp_path / "together", folder, arms=arms("own", "kd"))
+    one_network = arms("own", "kd")
+    one_network["own"].teacher = one_network["own"].inner.teacher = one_network["kd"].teacher
+    of_one = train([], teacher, tmp_path / "of one", folder, arms=one_network)
     for name in together:
+        assert of_one[name].history == together[name].history
         alone = train([], teacher, tmp_path / "alone", folder, arms=arms(name))
         assert alone[name].history == together[name].history
 

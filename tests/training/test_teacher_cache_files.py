@@ -153,8 +153,7 @@ def opened(
     arm = Arm(teacher)
     cache.know(arm)
     images = torch.zeros(4, 3, 8, 8)
-    with cache.answering([arm], epoch) as begin, torch.no_grad():
-        begin(images, data.train.ids[:4])
+    with cache.answering([arm], epoch)(images, data.train.ids[:4]), torch.no_grad():
         return arm.teacher(images)
 
 

@@ -8,14 +8,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from tmkd_plugin.data.batches import Batch
 from tmkd_plugin.data.dataset import ImageDataset
 from tmkd_plugin.training.arm import Arm
 from tmkd_plugin.training.checkpoint import Checkpoints
 from tmkd_plugin.training.isolation import OwnBatch, apart
 from tmkd_plugin.training.progress import Progress, SilentProgress
-from tmkd_plugin.training.shared_teacher import shared_teachers
-from tmkd_plugin.training.teacher_cache import TeacherCache
+from tmkd_plugin.training.shared_teacher import SharedTeachers
+from tmkd_plugin.training.teacher_cache import Showing, TeacherCache
 
 OnFailure = Callable[[str, Exception], None]
 """Is told the name and the error of an arm that failed."""
@@ -84,22 +86,19 @@ class _Lockstep:
         for arm in list(behind):
             with self.failing(arm, behind):
                 arm.begin_epoch(epoch)
-        batch_seconds = 0.0
-        with contextlib.ExitStack() as stack:
-            groups = self._groups(stack, behind, epoch)
+        groups, batch_seconds, start = self._groups(behind, epoch), 0.0, time.perf_counter()
+        for step, made in enumerate(batches(epoch) if behind else ()):
+            batch = made.to(behind[0].device)
+            batch_seconds += time.perf_counter() - start
+            for group in groups:
+                self._step(group, batch, step, behind)
+            if not behind:
+                break
             start = time.perf_counter()
-            for step, made in enumerate(batches(epoch) if behind else ()):
-                batch = made.to(behind[0].device)
-                batch_seconds += time.perf_counter() - start
-                for group in groups:
-                    self._step(group, batch, step, behind)
-                if not behind:
-                    break
-                start = time.perf_counter()
         return batch_seconds
 
-    def _groups(self, stack: contextlib.ExitStack, behind: list[Arm], epoch: int) -> list[_Group]:
-        """Lets each group of arms share what its teachers say, until the stack is left."""
+    def _groups(self, behind: list[Arm], epoch: int) -> list[_Group]:
+        """Prepares what each group of arms shares of their teachers' answers."""
         groups = []
         for arms in apart(behind):
             distillers = [arm.distiller for arm in arms]
@@ -107,27 +106,26 @@ class _Lockstep:
             concerned = self.failing(arms[0], behind) if len(arms) == 1 < len(behind) else contextlib.nullcontext()
             with concerned:
                 if self.teacher_cache is not None:
-                    begin = stack.enter_context(self.teacher_cache.answering(distillers, epoch))
-                    groups.append(_Group(arms, begin, _nothing))
+                    groups.append(_Group(arms, self.teacher_cache.answering(distillers, epoch)))
                 else:
-                    forget = stack.enter_context(shared_teachers(distillers))
-                    groups.append(_Group(arms, _nothing, forget))
+                    groups.append(_Group(arms, _asking_once(SharedTeachers(distillers))))
         return groups
 
     def _step(self, group: _Group, batch: Batch, step: int, behind: list[Arm]) -> None:
         """Takes the arms of a group through one batch."""
         own = OwnBatch(batch)
-        group.begin(own.batch.images, own.batch.ids)
-        for arm in [each for each in group.arms if each in behind]:
-            if arm.steps_done > step:  # before its checkpoint
-                continue
-            if not own.is_unchanged():
-                group.begin(own.batch.images, own.batch.ids)
-            with self.failing(arm, behind):
-                arm.step(own.batch.images, own.batch.labels, own.batch.ids)
-                self.progress.step(arm.name)
-                self.save_if_due(arm)
-        group.forget()
+        with contextlib.ExitStack() as shown:
+            shown.enter_context(group.showing(own.batch.images, own.batch.ids))
+            for arm in [each for each in group.arms if each in behind]:
+                if arm.steps_done > step:  # before its checkpoint
+                    continue
+                if not own.is_unchanged():
+                    shown.close()
+                    shown.enter_context(group.showing(own.batch.images, own.batch.ids))
+                with self.failing(arm, behind):
+                    arm.step(own.batch.images, own.batch.labels, own.batch.ids)
+                    self.progress.step(arm.name)
+                    self.save_if_due(arm)
 
     def failing(self, arm: Arm, *of: list[Arm]) -> contextlib.AbstractContextManager[None]:
         """Takes an arm that fails out of all arms and of further lists; see :func:`failing_alone`."""
@@ -146,17 +144,18 @@ class _Group:
 
     Attributes:
         arms: The arms.
-        begin: Is told images and ids of a batch before they see it.
-        forget: Lets go of what was kept of a batch.
+        showing: Answers for their teachers while they see a batch.
     """
 
     arms: list[Arm]
-    begin: Callable[..., None]
-    forget: Callable[[], None]
+    showing: Showing
 
 
-def _nothing(*_: Any) -> None:
-    """Stands where nothing has to be told or forgotten."""
+def _asking_once(shared: SharedTeachers) -> Showing:
+    def showing(images: Tensor, ids: Tensor) -> contextlib.AbstractContextManager[None]:
+        return shared.answering()
+
+    return showing
 
 
 @contextlib.contextmanager

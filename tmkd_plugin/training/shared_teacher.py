@@ -30,39 +30,56 @@ from tmkd_plugin.training.watched_teacher import (
 )
 
 
-@contextlib.contextmanager
-def shared_teachers(distillers: Sequence[nn.Module]) -> Iterator[Callable[[], None]]:
+class SharedTeachers:
     """Lets distillers share the answers of their teachers, which are one network or copies that hold the same tensors.
 
     Args:
         distillers: Distillers with ``.teacher``; others are left alone, as is a teacher that no other distiller has.
+    """
+
+    def __init__(self, distillers: Sequence[nn.Module]) -> None:
+        groups: dict[Hashable, list[nn.Module]] = {}
+        for distiller in distillers:
+            teacher = getattr(distiller, "teacher", None)
+            # A network that was compiled in place runs past what answers for its forward; another's forward is not known.
+            if isinstance(teacher, nn.Module) and teacher._compiled_call_impl is None and not replaced_forward(teacher):
+                groups.setdefault(_content(teacher), []).append(teacher)
+        self._memories: list[BatchMemory] = []
+        self._forwards: list[_SharedForward] = []
+        for teachers in groups.values():
+            if len(teachers) > 1:
+                shared = _Shared(BatchMemory(), [])
+                self._memories.append(shared.memory)
+                networks = {id(teacher): teacher for teacher in teachers}.values()
+                self._forwards += [_SharedForward(network, shared) for network in networks]
+
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[None]:
+        """Answers for the networks inside the block, and lets go of everything at its end."""
+        try:
+            with contextlib.ExitStack() as stack:
+                for forward in self._forwards:
+                    stack.enter_context(forward.installed())
+                yield
+        finally:
+            self.forget()
+
+    def forget(self) -> None:
+        """Lets go of what was kept of a batch, once it is over."""
+        for memory in self._memories:
+            memory.forget()
+
+
+@contextlib.contextmanager
+def shared_teachers(distillers: Sequence[nn.Module]) -> Iterator[Callable[[], None]]:
+    """Lets distillers share what their teachers say inside the block; see :class:`SharedTeachers`.
 
     Yields:
         A function to call when a batch is over, which lets go of what was kept of it.
     """
-    groups: dict[Hashable, list[nn.Module]] = {}
-    for distiller in distillers:
-        teacher = getattr(distiller, "teacher", None)
-        # A network that was compiled in place runs past what answers for its forward; another's forward is not known.
-        if isinstance(teacher, nn.Module) and teacher._compiled_call_impl is None and not replaced_forward(teacher):
-            groups.setdefault(_content(teacher), []).append(teacher)
-    memories = []
-    with contextlib.ExitStack() as stack:
-        for teachers in groups.values():
-            if len(teachers) > 1:
-                shared = _Shared(BatchMemory(), [])
-                memories.append(shared.memory)
-                for network in {id(teacher): teacher for teacher in teachers}.values():
-                    stack.enter_context(_SharedForward(network, shared).installed())
-
-        def forget() -> None:
-            for memory in memories:
-                memory.forget()
-
-        try:
-            yield forget
-        finally:
-            forget()
+    shared = SharedTeachers(distillers)
+    with shared.answering():
+        yield shared.forget
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,8 @@ from tmkd_plugin.training.teacher_cache_key import (
 FOLDER = "teacher-answers"
 """Below the cache folder."""
 
-Begin = Callable[[Tensor, Tensor], None]
-"""Is told the images of each batch, (B, 3, H, W), and their ids, (B,)."""
+Showing = Callable[[Tensor, Tensor], contextlib.AbstractContextManager[None]]
+"""Answers about one batch inside a block: is given its images, (B, 3, H, W), and their ids, (B,)."""
 
 
 @dataclass(frozen=True)
@@ -136,16 +136,15 @@ class TeacherCache:
         if isinstance(teacher, nn.Module) and id(teacher) not in self._teachers:
             self._teachers[id(teacher)] = read_teacher(teacher, self.dataset.image_size), teacher_key(teacher)
 
-    @contextlib.contextmanager
-    def answering(self, distillers: Sequence[nn.Module], epoch: int) -> Iterator[Begin]:
-        """Answers for the teachers of known distillers inside the block; fills files that are missing before.
+    def answering(self, distillers: Sequence[nn.Module], epoch: int) -> Showing:
+        """Prepares to answer for the teachers of known distillers; fills files that are missing.
 
         Args:
             distillers: Those that train.
             epoch: The epoch, from 1.
 
-        Yields:
-            What has to be told each batch before the distillers see it.
+        Returns:
+            What answers for the teachers while the distillers see a batch.
 
         Raises:
             InputError: A file does not hold what the teacher says, there is no room for one, or a teacher can't be used.
@@ -159,26 +158,30 @@ class TeacherCache:
             self.device,
             self.acceleration.precision,
         )
-        batches: dict[str, KnownBatch] = {}
-        with contextlib.ExitStack() as stack:
-            for digest, group in self._by_teacher(distillers).items():
-                reading, key = self._teachers[id(group[0].teacher)]
-                views = list(dict.fromkeys(view for distiller in group for view in views_needed(distiller)))
-                answers = self._answers(asked, reading, key, views)
-                batches[digest] = KnownBatch(answers, self.dataset.mean, self.dataset.std)
-            for digest, group in self._by_teacher(distillers).items():
-                for teacher in {id(distiller.teacher): distiller.teacher for distiller in group}.values():
-                    reading, _ = self._teachers[id(teacher)]
-                    stack.enter_context(KnownForward(reading.network, batches[digest], reading.classifier).installed())
+        batches: list[KnownBatch] = []
+        forwards: list[KnownForward] = []
+        for group in self._by_teacher(distillers).values():
+            reading, key = self._teachers[id(group[0].teacher)]
+            views = list(dict.fromkeys(view for distiller in group for view in views_needed(distiller)))
+            known = KnownBatch(self._answers(asked, reading, key, views), self.dataset.mean, self.dataset.std)
+            batches.append(known)
+            for teacher in {id(distiller.teacher): distiller.teacher for distiller in group}.values():
+                own, _ = self._teachers[id(teacher)]
+                forwards.append(KnownForward(own.network, known, own.classifier))
 
-            def begin(images: Tensor, ids: Tensor) -> None:
-                rows = self._places[ids.cpu()]
-                if (rows < 0).any():
-                    raise InputError(f"The image with id {int(ids.cpu()[rows < 0][0])} is none of the training split.")
-                for batch in batches.values():
-                    batch.begin(images, rows)
+        @contextlib.contextmanager
+        def showing(images: Tensor, ids: Tensor) -> Iterator[None]:
+            rows = self._places[ids.cpu()]
+            if (rows < 0).any():
+                raise InputError(f"The image with id {int(ids.cpu()[rows < 0][0])} is none of the training split.")
+            for batch in batches:
+                batch.begin(images, rows)
+            with contextlib.ExitStack() as stack:
+                for forward in forwards:
+                    stack.enter_context(forward.installed())
+                yield
 
-            yield begin
+        return showing
 
     def _by_teacher(self, distillers: Sequence[nn.Module]) -> dict[str, list[Any]]:
         """Returns the distillers of teachers that are the same network, by what identifies it."""
