@@ -76,12 +76,21 @@ class TestCanny:
 
     @CANNY_IMPLEMENTATIONS
     @NORMS
+    @pytest.mark.parametrize("cv2_threads", [0, 1, 2, 3])
     @pytest.mark.parametrize(
-        "thresholds", [(200, 100), (99.9, 150.2), (-20, 90), (-90, -20), (40000, 90000), (100, 4e4)]
+        "thresholds",
+        [(200, 100), (99.9, 150.2), (-20, 90), (-1, 1), (-90, -20), (0.5, 0.9), (40000, 90000), (100, 4e4)],
     )
-    def test_thresholds_are_swapped_floored_and_clamped_as_in_cv2(self, implementation, l2_gradient, thresholds):
-        images = photographs(32)
-        found = implementation(images, *thresholds, l2_gradient)
+    def test_thresholds_are_swapped_floored_and_clamped_as_in_cv2(
+        self, implementation, l2_gradient, thresholds, cv2_threads
+    ):
+        images = torch.cat([photographs(32), random_pixels(4, 3, 32, 32, top=4)])
+        before = cv2.getNumThreads()
+        try:
+            cv2.setNumThreads(cv2_threads)  # OpenCV takes other paths with one thread
+            found = implementation(images, *thresholds, l2_gradient)
+        finally:
+            cv2.setNumThreads(before)
         assert torch.equal(found, canny_plane_by_plane(images, *thresholds, l2_gradient))
 
     @CANNY_IMPLEMENTATIONS

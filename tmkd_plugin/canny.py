@@ -95,17 +95,19 @@ def check_thresholds(low: float, high: float) -> None:
 
 
 def _order_and_clamp(low: float, high: float) -> tuple[float, float]:
-    """Orders the thresholds and clamps them: OpenCV's conversion to int overflows on larger ones, which turns them around."""
-    smaller, larger = (min(max(float(value), -_LARGEST_THRESHOLD), _LARGEST_THRESHOLD) for value in sorted((low, high)))
+    """Orders the thresholds and clamps them.
+
+    OpenCV's conversion to int overflows on large ones, which turns them around. Below 0 all are alike, since no gradient of 0
+    is a local maximum; there one of OpenCV's paths (L2 norm, gradients given, one thread) squares them, the others do not.
+    """
+    smaller, larger = (min(max(float(value), 0.0), _LARGEST_THRESHOLD) for value in sorted((low, high)))
     return smaller, larger
 
 
 def _integer_thresholds(low: float, high: float, l2_gradient: bool) -> tuple[int, int]:
-    """Returns what OpenCV compares the integer magnitudes with; negative thresholds are not squared."""
-    ordered = _order_and_clamp(low, high)
-    if l2_gradient:
-        ordered = (ordered[0] * max(ordered[0], 1.0), ordered[1] * max(ordered[1], 1.0))
-    return math.floor(ordered[0]), math.floor(ordered[1])
+    """Returns what OpenCV compares the integer magnitudes with."""
+    smaller, larger = _order_and_clamp(low, high)
+    return (math.floor(smaller**2), math.floor(larger**2)) if l2_gradient else (math.floor(smaller), math.floor(larger))
 
 
 def _canny_cv2(images: Tensor, low: float, high: float, l2_gradient: bool) -> Tensor:
