@@ -55,6 +55,21 @@ def test_a_baseline_whose_logit_kl_has_no_weight_gets_one_and_the_control(image_
     assert "logit_kl" in [arm.control for arm in preparation.plan.arms]
 
 
+@pytest.mark.parametrize(
+    ("given", "baseline", "without_effect"),
+    [
+        ({"rkd": {"distance_weight": 2.0, "eps": 1e-9}}, "kd", ["rkd.distance_weight", "rkd.eps"]),
+        ({"rkd": {"distance_weight": 2.0}}, "kd,rkd", []),
+        ({"richkd": {"alpha": 0.5}, "tmkd": {"feature_weight": 0.5}}, "kd", ["richkd.alpha"]),
+        ({"small_clip": {"epochs": 2}, "temperature": 2.0}, "kd", ["small_clip.epochs"]),
+        ({"enhancer": "none"}, "kd", []),
+    ],
+)
+def test_what_is_set_for_nothing_is_known(image_folder, text_file, given, baseline, without_effect):
+    flags = {"dataset": str(image_folder), "text": str(text_file), "baseline": baseline}
+    assert configure(flags, given).without_effect == without_effect
+
+
 def test_no_logit_kl_no_control(image_folder, text_file, cache):
     preparation = prepared(image_folder, text_file, cache, "sp", tmkd={"logit_weight": 0})
     assert [arm.name for arm in preparation.plan.arms] == ["sp", "sp+tmkd", "sp@rgb_teacher"]

@@ -208,6 +208,7 @@ def _plan_lines(configuration: Configuration, preparation: Preparation, out: Pat
         *_not_sharing(preparation),
         f"Seeds: {', '.join(map(str, experiment.seeds))}; {torch.get_num_threads()} threads; files go to {out}",
         *preparation.plan.notices,
+        *(f"--set {key} changes nothing: nothing in this comparison uses it." for key in configuration.without_effect),
     ]
 
 

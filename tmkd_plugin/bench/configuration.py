@@ -60,12 +60,14 @@ class Configuration:
         baselines: Names of the baselines, ``all`` written out.
         enhancers: Names of the enhancers.
         preset: Name or path of the preset.
+        without_effect: What ``--set`` gives to methods and steps that do not take part.
     """
 
     resolved: Resolved
     baselines: list[str]
     enhancers: list[str]
     preset: str
+    without_effect: list[str]
 
     @property
     def experiment(self) -> Experiment:
@@ -121,7 +123,14 @@ def configure(flags: Mapping[str, Any], assignments: Mapping[str, Any], preset: 
     resolved = resolve(layers, sections, bare)
     _check_recipes(resolved)
     _check_variants(resolved.experiment, enhancers, sections)
-    return Configuration(_without_unused(resolved, baselines, enhancers), baselines, enhancers, preset)
+    unused = _unused(resolved, baselines, enhancers)
+    without_effect = [
+        f"{key}.{name}" if isinstance(value, Mapping) else key
+        for key, value in assignments.items()
+        if key in unused
+        for name in (value if isinstance(value, Mapping) else [key])
+    ]
+    return Configuration(_without(resolved, unused, baselines, enhancers), baselines, enhancers, preset, without_effect)
 
 
 def logit_kl_source(enhancers: Sequence[str]) -> str:
@@ -271,8 +280,8 @@ def _check_recipes(resolved: Resolved) -> None:
         raise InputError("\n".join(problems))
 
 
-def _without_unused(resolved: Resolved, baselines: Sequence[str], enhancers: Sequence[str]) -> Resolved:
-    """Leaves out of the description what has no influence on the results."""
+def _unused(resolved: Resolved, baselines: Sequence[str], enhancers: Sequence[str]) -> set[str]:
+    """Returns the sections and values that have no influence on the results."""
     experiment = resolved.experiment
     methods = {section_name(name) for name in baselines} | {part for name in enhancers for part in parts_of(name)}
     if experiment.controls:
@@ -284,6 +293,11 @@ def _without_unused(resolved: Resolved, baselines: Sequence[str], enhancers: Seq
         unused.add(SMALL_CLIP)
     if experiment.teacher_checkpoint is not None:
         unused |= {"teacher_training", "teacher_recipe", "teacher_seed", "teacher_views"}
+    return unused
+
+
+def _without(resolved: Resolved, unused: set[str], baselines: Sequence[str], enhancers: Sequence[str]) -> Resolved:
+    """Leaves out of the description what has no influence on the results."""
     described = {key: value for key, value in resolved.described.items() if key not in unused}
     described["baseline"] = {**described["baseline"], "value": list(baselines)}
     described["enhancer"] = {**described["enhancer"], "value": list(enhancers)}
