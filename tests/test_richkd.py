@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from richkd_cases import NAMES, SMALL, clip_model, enhanced, images, networks
 from tiny_networks import FeaturePairNet, TinyConvNet
 from torch import Tensor, nn
 
@@ -18,11 +18,9 @@ from tmkd_plugin import TMKDEnhancer
 from tmkd_plugin.baselines.kd import KD
 from tmkd_plugin.baselines.rkd import RKD
 from tmkd_plugin.baselines.tekap import TeKAP
-from tmkd_plugin.clip_cache import clip_cache_file
-from tmkd_plugin.clip_teacher import TEMPLATES, ClipAnswers, ClipOutput, ClipTeacher, clip_answers, text_prototypes
+from tmkd_plugin.clip_teacher import ClipAnswers, ClipOutput
 from tmkd_plugin.contrast_memory import ContrastBatch, MemoryBank, MemoryQueue
 from tmkd_plugin.cross_modal_teacher import FusedClassifier, fused_logits
-from tmkd_plugin.data.dataset import ImageSplit
 from tmkd_plugin.errors import InputError, TmkdNotice
 from tmkd_plugin.losses import kd_loss
 from tmkd_plugin.model_output import ModelOutput
@@ -32,48 +30,15 @@ from tmkd_plugin.richkd_settings import RichKDSettings
 from tmkd_plugin.sample_ids import tell_samples, wants_ids
 
 RECORDING = Path(__file__).parent / "recordings" / "contrastive" / "richkd_b8_c10.npz"
-NAMES = ["heron", "tern", "wren", "jay"]
 LABELS = torch.tensor([0, 1, 2, 3, 1])
 IDS = torch.tensor([7, 3, 0, 9, 4])
 TEXT = F.normalize(torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(8)), dim=-1)
-SMALL = {"projection_width": 8, "negatives": 5, "queue_size": 20}
-
-
-def images(batch: int = 5, seed: int = 0, size: int = 16) -> Tensor:
-    levels = torch.randint(0, 256, (batch, 3, size, size), generator=torch.Generator().manual_seed(seed))
-    return levels.float() / 255
-
-
-class TinyImageTower(nn.Module):
-    """Stands in for an open_clip model: mean colour -> 6 features."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.visual = SimpleNamespace(preprocess_cfg={"size": 8, "mean": (0.5,) * 3, "std": (0.25,) * 3})
-        weight = torch.randn(6, 3 * 8 * 8, generator=torch.Generator().manual_seed(4))
-        self.weight = nn.Parameter(weight)
-
-    def encode_image(self, prepared: Tensor) -> Tensor:
-        return prepared.flatten(1) @ self.weight.T
-
-
-def clip_model() -> ClipTeacher:
-    prototypes = F.normalize(torch.randn(4, 6, generator=torch.Generator().manual_seed(5)), dim=1)
-    return ClipTeacher(TinyImageTower(), prototypes, "tiny")
 
 
 def answers() -> ClipAnswers:
     generator = torch.Generator().manual_seed(6)
     features = F.normalize(torch.randn(10, 6, generator=generator), dim=1)
     return ClipAnswers(features, torch.rand(10, 4, generator=generator), torch.arange(10).flip(0), "tiny")
-
-
-def networks() -> tuple[TinyConvNet, TinyConvNet]:
-    return TinyConvNet(width=5, seed=1), TinyConvNet(width=7, seed=2)
-
-
-def enhanced(distiller: nn.Module | Callable | None = None, **settings: object) -> RichKDEnhancer:
-    return RichKDEnhancer(distiller or KD(*networks()), NAMES, **{"clip": clip_model(), **SMALL, **settings})
 
 
 def test_the_official_step() -> None:
@@ -94,13 +59,15 @@ def test_the_official_step() -> None:
     fused = fused_logits(r["logits_teacher"], clip.cosines, r["alpha"].item())
     torch.testing.assert_close(fused, r["fused_logits"], rtol=1e-12, atol=0)
     logits, features = r["logits_student"].requires_grad_(), r["feat_student"].requires_grad_()
-    student, teacher = ModelOutput(logits, features, None), ModelOutput(fused, r["feat_teacher"], None)
+    of_teacher = r["feat_teacher"].requires_grad_()
+    student, teacher = ModelOutput(logits, features, None), ModelOutput(fused, of_teacher, None)
     terms = heads.terms(student, teacher, clip, r["target"], r["index"], torch.Generator())
     torch.testing.assert_close(terms["logit_kl"], 3 * r["loss_kd_raw"], rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(terms["feature_contrast"], 0.8 * r["loss_crd_raw"], rtol=1e-9, atol=1e-12)
     total = F.cross_entropy(logits, r["target"]) + sum(terms.values())
     torch.testing.assert_close(total, r["total"], rtol=1e-9, atol=1e-12)
     total.backward()
+    assert of_teacher.grad is None, "nothing is learned by the teacher"
     gradients = {"logits_student": logits.grad, "feat_student": features.grad}
     gradients |= {f"embed_{side}_weight": projection.weight.grad for side, projection in projections.items()}
     for name, gradient in gradients.items():
@@ -408,95 +375,3 @@ def test_a_fused_classifier_for_reports() -> None:
 def test_messages(given: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         enhanced(**given)
-
-
-def test_text_prototypes_normalise_average_normalise() -> None:
-    asked: list[list[str]] = []
-
-    def encode(prompts: list[str]) -> Tensor:
-        asked.append(prompts)
-        generator = torch.Generator().manual_seed(len(asked))
-        return torch.randn(len(prompts), 5, generator=generator) * torch.arange(1, len(prompts) + 1)[:, None]
-
-    prototypes = text_prototypes(encode, ["great_tit", "wren"])
-    assert asked[0][:2] == ["a photo of a great tit", "a blurry photo of a great tit"]
-    assert "a natural photo of a wren in the wild" in asked[1]
-    assert len(set(asked[0])) == len(TEMPLATES) == 12
-    for index, prompts in enumerate(asked):
-        rows = torch.randn(12, 5, generator=torch.Generator().manual_seed(index + 1)) * torch.arange(1, 13)[:, None]
-        mean = sum(row / row.norm() for row in rows) / len(prompts)
-        torch.testing.assert_close(prototypes[index], mean / mean.norm())
-
-
-@pytest.mark.parametrize(("height", "width"), [(16, 16), (20, 31), (17, 31), (8, 8), (5, 9)])
-def test_preprocessing_is_the_image_library_s(height: int, width: int) -> None:
-    from torchvision.transforms import v2
-
-    levels = torch.randint(0, 256, (2, 3, height, width), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
-    prepared = clip_model().preprocessing(levels)
-    usual = v2.Compose(
-        [v2.ToPILImage(), v2.Resize(8, v2.InterpolationMode.BICUBIC), v2.CenterCrop(8), v2.PILToTensor()]
-    )
-    expected = torch.stack([usual(image) for image in levels]).float()
-    assert prepared.shape == (2, 3, 8, 8)
-    difference = ((prepared * 0.25 + 0.5) * 255 - expected).abs()
-    # In grey levels, on noise: PIL rounds and clips between its two passes.
-    assert difference.max() < 4.01
-    assert difference.mean() < 0.5
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained CLIP as a local open_clip checkpoint."""
-    import open_clip
-
-    from tmkd_plugin.training.small_clip import MODEL_CONFIG
-    from tmkd_plugin.training.small_clip_cache import write_checkpoint
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = open_clip.CLIP(**MODEL_CONFIG)
-    folder = tmp_path_factory.mktemp("clip") / "model"
-    config = {"model_cfg": MODEL_CONFIG, "preprocess_cfg": {"size": 32, "mean": [0.5] * 3, "std": [0.5] * 3}}
-    write_checkpoint(folder, model.state_dict(), config, [1.0], {})
-    return folder
-
-
-def test_answers_are_computed_once_and_verified(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pixels = (images(6, size=32) * 255).round().to(torch.uint8)
-    split = ImageSplit(pixels, torch.arange(6) % 4, torch.tensor([5, 4, 8, 1, 0, 2]))
-    first = clip_answers(checkpoint, NAMES, split, cache_dir=tmp_path)
-    assert first.features.shape == (6, 64)
-    assert first.cosines.shape == (6, 4)
-    torch.testing.assert_close(first.features.norm(dim=1), torch.ones(6))
-    enhancer = enhanced(clip=checkpoint)
-    torch.testing.assert_close(enhancer.multi_view.view.clip(pixels).cosines, first.cosines)
-
-    def refuse(*args: object) -> None:
-        raise AssertionError("the model was loaded again")
-
-    monkeypatch.setattr("tmkd_plugin.clip_teacher.load_clip_teacher", refuse)
-    again = clip_answers(checkpoint, NAMES, split, cache_dir=tmp_path)
-    assert torch.equal(again.features, first.features)
-    assert torch.equal(again.ids, split.ids)
-    other_pixels = ImageSplit(pixels.flip(3), split.labels, split.ids)
-    for change in ({"split": other_pixels}, {"class_names": NAMES[::-1]}):
-        with pytest.raises(AssertionError, match="loaded again"):
-            clip_answers(checkpoint, change.get("class_names", NAMES), change.get("split", split), cache_dir=tmp_path)
-
-    (file,) = tmp_path.glob("clip-*.safetensors")
-    content = bytearray(file.read_bytes())
-    for damaged in (content[:-8], content[:-8] + b"damaged!", b""):
-        file.write_bytes(damaged)
-        with pytest.raises(InputError, match=r"clip-\w+\.safetensors are damaged.*Delete"):
-            clip_answers(checkpoint, NAMES, split, cache_dir=tmp_path)
-    assert clip_cache_file(tmp_path, {"a": 1}) != clip_cache_file(tmp_path, {"a": 2})
-
-
-def test_a_file_of_text_embeddings_is_refused_by_what_is_missing(tmp_path: Path) -> None:
-    file = tmp_path / "text.safetensors"
-    file.write_bytes(b"")
-    with pytest.raises(InputError, match="image encoder"):
-        enhanced(clip=file)
