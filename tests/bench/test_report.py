@@ -211,7 +211,7 @@ def test_a_verdict_names_the_controls(finished, tmp_path):
     run = copied(finished, tmp_path / "run", with_control)
     page = Reader(run / "report.html") if call(report, str(run), "--images", "1") == 0 else None
     words = re.sub(r"\s+", " ", page.text)
-    assert "Against a control, KD + TMKD \u2212 KD + logit KL: \u22121.25 [" in words
+    assert "Against a control, KD + TMKD \u2212 (KD + logit KL): \u22121.25 [" in words
     assert "After the last epoch: +0.75 [" in words
     assert "There are no control arms here" not in words
 

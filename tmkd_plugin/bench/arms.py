@@ -85,6 +85,11 @@ def title_of(name: str) -> str:
     return " + ".join(TITLES.get(part, part) for part in parts_of(name))
 
 
+def subtracted(title: str) -> str:
+    """Returns an arm's title as it stands behind a minus: one with a plus in brackets."""
+    return f"({title})" if " + " in title else title
+
+
 def parts_of(enhancer: str) -> list[str]:
     """Returns the enhancers that a name stands for, the outermost first: ``tmkd+richkd`` is TMKD around RichKD."""
     return enhancer.split("+")

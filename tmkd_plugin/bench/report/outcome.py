@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tmkd_plugin.bench.arms import subtracted
 from tmkd_plugin.bench.figures.finished_run import ArmPair, Entry, FinishedRun
 from tmkd_plugin.bench.power import power_sentence, spread_of
 from tmkd_plugin.bench.resampling import bootstrap_interval, sign_flip_test
@@ -90,7 +91,7 @@ def difference_rows(run: FinishedRun) -> list[DifferenceRow]:
         interval = None if entry["ci95"] is None else tuple(entry["ci95"])
         compared = PairedComparison(entry["delta"], entry["sd"], interval, entry["n"], entry["p_value"])
         enhanced, baseline = titles[entry["enhanced"]], titles[entry["baseline"]]
-        title = f"{enhanced} \u2212 {baseline}"
+        title = f"{enhanced} \u2212 {subtracted(baseline)}"
         sentence = verdict_sentence(enhanced, baseline, entry) if entry["selection"] == "best" else ""
         rows.append(DifferenceRow(title, entry["selection"], entry, verdict(compared), sentence))
     return rows
@@ -108,7 +109,7 @@ def statistics_lines(run: FinishedRun, pair: ArmPair) -> list[str]:
     lines += _error_lines(run, pair)
     sd = mean_and_sd(differences)[1]
     if sd:
-        what = f"{pair.enhanced['title']} minus {pair.baseline['title']}"
+        what = f"{pair.enhanced['title']} minus {subtracted(pair.baseline['title'])}"
         try:
             lines.append(power_sentence(GAIN, spread_of(sd, len(differences), what), 0.8))
         except InputError as error:  # the spread is too large for any number of seeds

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tmkd_plugin.bench.arms import subtracted
 from tmkd_plugin.bench.robustness.outcome import CORRUPTION
 from tmkd_plugin.bench.robustness.table import columns_of, comparisons_of
 from tmkd_plugin.bench.robustness.words import interval_of, mean_of, notes, sentences, title_of
@@ -45,7 +46,7 @@ def _arm_rows(results: Mapping[str, Any]) -> str:
         for baseline, entries in comparisons_of(results, arm["name"]).items():
             cells = [_difference(entries[metric]) if metric in entries else "-" for metric in columns]
             n = str(next(iter(entries.values()))["n"])
-            rows.append([f"minus {_plain(baseline)}", *cells, n])
+            rows.append([f"minus {_plain(subtracted(baseline))}", *cells, n])
     return _table(["", *map(_plain, columns.values()), "n"], rows)
 
 
@@ -89,7 +90,7 @@ def _difference_parts(results: Mapping[str, Any]) -> list[str]:
                 if CORRUPTION + name in entries
             ]
             parts += [
-                f"### {_plain(arm['title'])} minus {_plain(baseline)}",
+                f"### {_plain(arm['title'])} minus {_plain(subtracted(baseline))}",
                 f"Points, with 95 % intervals. Of {count} intervals some miss by chance: no verdict is drawn from one of them.",
                 _table(["", "difference"], rows),
             ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tmkd_plugin.bench.arms import subtracted
 from tmkd_plugin.bench.robustness.outcome import CORRUPTION, SHIFT
 from tmkd_plugin.bench.robustness.words import HEADS, interval_of, mean_of, notes, sentences, title_of
 
@@ -44,7 +45,7 @@ def arm_table(results: Mapping[str, Any]) -> Table:
                 for metric in columns
             ]
             n = str(next(iter(entries.values()))["n"])
-            table.add_row(f"  minus {baseline}\n  95 % interval", *cells, n, end_section=True)
+            table.add_row(f"  minus {subtracted(baseline)}\n  95 % interval", *cells, n, end_section=True)
     return table
 
 
